@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['GLYPHS_VERSION', 'GLYPHS_SIZE', 'DATASETS', 'RetrievalDataset', 'split_classes', 'data_root', 'draw_glyphs',
-           'load_dataset']
+           'load_dataset', 'dataset_states']
 
 # %% ../nbs/04_datasets.ipynb #c02
 import hashlib
@@ -229,3 +229,20 @@ def load_dataset(
     if root is not None and not Path(root).expanduser().is_dir():
         raise ValueError(f"root: there is no folder {root}. Create it, or leave root out to use {data_root()}.")
     return DATASETS[name][0](data_root(root), split)
+
+# %% ../nbs/04_datasets.ipynb #c37
+def dataset_states(
+    root: str | Path | None = None,  # data root, see `data_root`
+) -> dict[str, dict[str, str]]:  # name -> where, state and how to get it
+    "Whether each data set is there and complete. Reads and downloads nothing."
+    root = data_root(root)
+    cache = root / f"glyphs-v{GLYPHS_VERSION}.npz"
+    states = {"glyphs": (cache, "there" if cache.exists() else "not drawn yet")}
+    try:
+        for split in _OMNIGLOT:
+            _omniglot_files(root, split)
+        state = "there and complete"
+    except ValueError as error:
+        state = f"incomplete: {error}" if any((root / "omniglot-py").glob("images_*")) else "not there"
+    states["omniglot"] = (root / "omniglot-py", state)
+    return {name: {"where": str(place), "state": state, "get": DATASETS[name][1]} for name, (place, state) in states.items()}

@@ -282,7 +282,8 @@ def train(
     groups = [{"params": m.parameters(), "lr": rate} for m, rate in zip((model, loss), rates)]
     optimizer = torch.optim.AdamW(groups, weight_decay=recipe.weight_decay)
     loader = _loader(fit, recipe)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, total_steps=recipe.epochs * len(loader), pct_start=0.1)
+    steps = max(recipe.epochs * len(loader), 20)  # the cycle needs some steps to rise; a shorter training ends within it
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, total_steps=steps, pct_start=0.1)
     model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
 
     history = []

@@ -1,0 +1,119 @@
+"Properties of the expansion and of the loss, for any shape."
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pytorch_metric_learning import losses
+
+from see_nb.centers import mmd_centers
+from see_nb.expansion import expand, expand_reference, expansion_errors, random_directions, repeat_sources
+from see_nb.losses import SEELoss
+
+
+@st.composite
+def problems(draw, dtype=torch.float64):
+    "Unit embeddings and centres, B x D, and a K that fits."
+    batch, k = draw(st.integers(1, 12)), draw(st.integers(1, 20))
+    dim = k + 1 + draw(st.integers(0, 30))
+    torch.manual_seed(draw(st.integers(0, 2**31)))
+    z, w = (F.normalize(torch.randn(batch, dim, dtype=dtype), dim=-1) for _ in range(2))
+    closeness = draw(st.floats(-1, 1))  # from opposite, through orthogonal, to on the centre
+    return F.normalize(z + 10 * closeness**3 * w, dim=-1), w, k
+
+
+@settings(max_examples=150, deadline=None)
+@given(problems())
+def test_invariants_hold_for_both_implementations(problem):
+    z, w, k = problem
+    for function in (expand, expand_reference):
+        assert max(expansion_errors(z, w, function(z, w, k)).values()) < 1e-9
+
+
+@settings(max_examples=60, deadline=None)
+@given(problems(dtype=torch.float32))
+def test_invariants_hold_in_single_precision(problem):
+    z, w, k = problem
+    assert max(expansion_errors(z, w, expand(z, w, k)).values()) < 2e-5
+
+
+@settings(max_examples=60, deadline=None)
+@given(problems(), st.integers(0, 1000))
+def test_a_permuted_batch_gives_the_permuted_result(problem, seed):
+    z, w, k = problem
+    order = torch.randperm(len(z))
+    straight = expand(z, w, k, generator=torch.Generator().manual_seed(seed))
+    permuted = expand(z[order], w[order], k, generator=torch.Generator().manual_seed(seed))
+    torch.testing.assert_close(permuted, straight[order], rtol=0, atol=1e-12)
+
+
+@settings(max_examples=60, deadline=None)
+@given(problems())
+def test_the_gradient_is_the_one_with_directions_held(problem):
+    z, w, k = problem
+    z = z.requires_grad_()
+    x = expand(z, w, k)
+    g = torch.randn_like(x)
+    r = z.detach() - (z.detach() * w).sum(-1, keepdim=True) * w
+    rho = r.norm(dim=-1, keepdim=True)
+    lateral = (x.detach() - (z.detach() - (1 + 1 / k) * r)[:, None]) / rho[:, None]
+    total = g.sum(1)
+    along = (total * w).sum(-1, keepdim=True) * w
+    expected = along - (total - along) / k + (g * lateral).sum((1, 2))[:, None] * r / rho
+    scale = expected.abs().max().clamp_min(1)
+    assert (torch.autograd.grad(x, z, g)[0] - expected).abs().max() < 1e-7 * scale
+
+
+@settings(max_examples=40, deadline=None)
+@given(problems())
+def test_controls_stay_on_the_cone(problem):
+    z, w, k = problem
+    errors = expansion_errors(z, w, random_directions(z, w, k))
+    assert max(errors["length"], errors["cosine to centre"]) < 1e-12
+    assert torch.equal(repeat_sources(z, w, k), z[:, None].expand(-1, k, -1))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("step", [0.0, 1e-8, 1e-4])
+def test_on_and_near_the_centre_all_is_finite(dtype, step):
+    torch.manual_seed(0)
+    w = F.normalize(torch.randn(16, 32, dtype=torch.float64), dim=-1)
+    z = F.normalize(w + step * torch.randn_like(w), dim=-1).to(dtype).requires_grad_()
+    x = expand(z, w.to(dtype), 8)
+    (gradient,) = torch.autograd.grad((x.double() ** 2).sum() + x.double().sum(), z)
+    assert x.dtype == dtype and x.isfinite().all() and gradient.isfinite().all()
+
+
+def test_half_precision_keeps_its_largest_error_at_rounding():
+    torch.manual_seed(0)
+    z, w = (F.normalize(torch.randn(64, 128), dim=-1) for _ in range(2))
+    for dtype in (torch.float16, torch.bfloat16):
+        exact = expand(z.to(dtype).float(), w.to(dtype).float(), 8, generator=torch.Generator().manual_seed(1))
+        half = expand(z.to(dtype), w.to(dtype), 8, generator=torch.Generator().manual_seed(1))
+        assert (half.float() - exact).abs().max() <= torch.finfo(dtype).eps
+
+
+def test_no_unit_vectors_are_further_apart_than_the_centers():
+    torch.manual_seed(0)
+    for n in (3, 5, 9):
+        best = (mmd_centers(n) @ mmd_centers(n).T).fill_diagonal_(-1).max()
+        tries = F.normalize(torch.randn(2000, n, n - 1), dim=-1)
+        cosines = (tries @ tries.mT).masked_fill(torch.eye(n, dtype=torch.bool), -1).amax((1, 2))
+        assert cosines.min() >= best - 1e-6
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(2, 30), st.integers(0, 1000), st.floats(0.0, 1.0), st.booleans())
+def test_the_second_term_is_the_loss_of_the_synthetics(batch, seed, fraction, encoder_grad):
+    "The lean way equals a plain second call of the library's loss, in value and in both gradients."
+    torch.manual_seed(seed)
+    loss, x, labels = losses.ProxyAnchorLoss(7, 12), torch.randn(batch, 12).requires_grad_(), torch.randint(0, 7, (batch,))
+    see = SEELoss(loss, 5, 0.7, fraction=fraction, encoder_grad=encoder_grad, generator=torch.Generator().manual_seed(seed))
+    value = see(x, labels)
+    see.generator.manual_seed(seed)
+    synthetics, targets = see._expand(x, labels, loss.proxies.detach())
+    expected = loss(x, labels) + (0.7 * loss(synthetics, targets) if len(targets) else 0)
+    torch.testing.assert_close(value, expected, rtol=1e-5, atol=1e-5)
+    for a, b in zip(torch.autograd.grad(value, [x, loss.proxies]), torch.autograd.grad(expected, [x, loss.proxies])):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
