@@ -88,7 +88,7 @@ _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 0 auto; padding: 1rem; color: #222 }
 h1, h2, h3 { line-height: 1.2 } figure { margin: 1rem 0 } img { max-width: 100%; height: auto }
 .wide { overflow-x: auto } table { border-collapse: collapse; font-size: .9rem }
-th, td { padding: .25rem .6rem; border-bottom: 1px solid #ddd; text-align: left } a { color: #0b5394 }
+th, td { white-space: nowrap; padding: .25rem .6rem; border-bottom: 1px solid #ddd; text-align: left } a { color: #0b5394 }
 """
 
 
