@@ -20,7 +20,6 @@ from latex2mathml.converter import convert as latex_to_mathml
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
 from nbconvert import HTMLExporter
-from tqdm import tqdm
 
 # %% ../nbs/31_book.ipynb #c05
 def _draw_math(text: str) -> str:
@@ -174,8 +173,7 @@ def reproduce(
     paths = sorted(source.glob("[0-9]*.ipynb"))
     chapters = {path.stem: nbformat.read(path, as_version=4) for path in paths}
     to_run = [path for path in paths if "10" <= path.stem[:2] <= "29"]
-    with tqdm(to_run, desc="notebooks", unit="notebook", position=0) as bar:
-        for path in bar:
-            bar.write(f"{path.stem}: {_title(chapters[path.stem])}", file=sys.stderr)
-            chapters[path.stem] = run_notebook(path)
+    for number, path in enumerate(to_run, 1):
+        print(f"[{number}/{len(to_run)}] {path.stem}: {_title(chapters[path.stem])}", file=sys.stderr)
+        chapters[path.stem] = run_notebook(path)
     return write_book(chapters, output)
