@@ -67,7 +67,10 @@ def run_notebook(
     "Run all cells in the notebook's own folder."
     path = Path(path)
     notebook = nbformat.read(path, as_version=4)
-    client = _LiveClient(notebook, timeout=None, kernel_name="python3", resources={"metadata": {"path": str(path.parent)}})
+    quiet = ["--IPKernelApp.log_level=ERROR"]
+    client = _LiveClient(
+        notebook, timeout=None, kernel_name="python3", extra_arguments=quiet, resources={"metadata": {"path": str(path.parent)}}
+    )
     with ThreadPoolExecutor(1) as pool:  # in a thread of its own, so that Ctrl-C reaches us and not nbclient
         running = pool.submit(client.execute)
         try:
