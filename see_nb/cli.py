@@ -44,7 +44,7 @@ class Train:
     dataset: str = "glyphs"  # glyphs or omniglot
     root: Path | None = None  # data root; else SEE_NB_DATA, else ~/.cache/see_nb
     backbone: str = "conv4"  # conv4, or a name of timm
-    embedding_size: int = 64  # D
+    embedding_size: int = 64  # length of the embeddings, D
     loss: str = "proxy_anchor"  # proxy_anchor, proxy_nca, normalized_softmax, cosface or arcface
     see: bool = True  # add the SEE term to the loss
     n_expansion: int = 8  # K, synthetics a source, at most D - 1

@@ -57,7 +57,7 @@ def contact_sheet(
 # %% ../nbs/30_figures.ipynb #c12
 def draw_sphere(ax) -> None:
     "A light unit sphere on 3-dimensional axes."
-    t, p = torch.meshgrid(torch.linspace(0, torch.pi, 25), torch.linspace(0, 2 * torch.pi, 41), indexing="ij")
+    t, p = torch.meshgrid(torch.linspace(0, torch.pi, 17), torch.linspace(0, 2 * torch.pi, 31), indexing="ij")
     ax.plot_wireframe((t.sin() * p.cos()).numpy(), (t.sin() * p.sin()).numpy(), t.cos().numpy(), color="0.85", lw=0.4)
     ax.set_box_aspect((1, 1, 1), zoom=1.5)
     ax.set_axis_off()

@@ -8,6 +8,7 @@ __all__ = ['conv4', 'EmbeddingModel', 'create_model']
 # %% ../nbs/05_models.ipynb #c02
 import difflib
 from pathlib import Path
+from statistics import fmean
 
 import timm
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 # %% ../nbs/05_models.ipynb #c05
 def conv4(
     width: int = 16,  # channels of the first block; the last has 8 times as many
-    channels: int = 1,  # of the images
+    channels: int = 3,  # of the images
 ) -> nn.Sequential:  # (B, channels, H, W) -> (B, 8 * width)
     "A small convolutional backbone: four blocks of convolution, pooling, batch norm and ReLU."
     blocks = []
@@ -39,8 +40,10 @@ class EmbeddingModel(nn.Module):
         embedding_size: int,  # D
         mean: tuple[float, ...] = (0.5,),  # of the pixels in [0, 1], one a channel or one for all
         std: tuple[float, ...] = (0.5,),  # likewise
+        channels: int = 3,  # of the images
     ):
         super().__init__()
+        self.channels = channels
         self.backbone = backbone.to(memory_format=torch.channels_last)
         self.head = nn.Sequential(nn.LayerNorm(n_features, elementwise_affine=False), nn.Linear(n_features, embedding_size))
         nn.init.orthogonal_(self.head[1].weight)
@@ -71,6 +74,18 @@ def _load_weights(module: nn.Module, path: str | Path) -> None:
         )
 
 
+def _timm_body(name: str, pretrained: bool, channels: int) -> nn.Module:
+    try:
+        return timm.create_model(name, pretrained=pretrained, num_classes=0, in_chans=channels)
+    except Exception as error:  # hub, network and cache fail in many ways
+        if not pretrained:
+            raise
+        raise ValueError(
+            f"backbone: the pretrained weights of {name} cannot be had ({type(error).__name__}). Give a local file as weights=, "
+            "or start from random weights with pretrained=False, or use conv4."
+        ) from error
+
+
 def create_model(
     backbone: str,  # "conv4", or a name of timm
     embedding_size: int,  # D
@@ -78,7 +93,7 @@ def create_model(
     pretrained: bool = True,  # weights from timm's hub; conv4 has none and starts at random
     weights: str | Path | None = None,  # a local file for the backbone instead
     width: int = 16,  # of conv4's first block
-    channels: int = 1,  # of conv4's images; timm's take 3
+    channels: int = 3,  # of the images
 ) -> nn.Module:  # images (B, channels, H, W) -> unit embeddings (B, D)
     "A backbone with the head of the recipes."
     if embedding_size < 1:
@@ -86,12 +101,12 @@ def create_model(
     if backbone == "conv4":
         body, n_features, pixels = conv4(width, channels), 8 * width, {}
     elif timm.is_model(backbone):
-        body = timm.create_model(backbone, pretrained=pretrained and weights is None, num_classes=0)
-        n_features = body.num_features
-        pixels = {key: timm.data.resolve_model_data_config(body)[key] for key in ("mean", "std")}
+        body = _timm_body(backbone, pretrained and weights is None, channels)
+        n_features, config = body.num_features, timm.data.resolve_model_data_config(body)
+        pixels = {key: config[key] if channels == 3 else (fmean(config[key]),) for key in ("mean", "std")}
     else:
         close = difflib.get_close_matches(backbone, ["conv4", *timm.list_models()], 3)
         raise ValueError(f"backbone: expected conv4 or a name of timm, got {backbone!r}. Close: {', '.join(close) or 'none'}.")
     if weights is not None:
         _load_weights(body, weights)
-    return EmbeddingModel(body, n_features, embedding_size, **pixels)
+    return EmbeddingModel(body, n_features, embedding_size, channels=channels, **pixels)

@@ -198,8 +198,8 @@ class Run:
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f"{path.name}.part")
-        state = {"model": self.model.state_dict(), "loss": self.loss.state_dict(), "classes": self.classes}
-        torch.save({"recipe": asdict(self.recipe), **state}, partial)
+        state = {"model": self.model.state_dict(), "channels": self.model.channels, "loss": self.loss.state_dict()}
+        torch.save({"recipe": asdict(self.recipe), "classes": self.classes, **state}, partial)
         os.replace(partial, path)
 
 
@@ -212,8 +212,8 @@ def load_model(path: str | Path) -> tuple[Recipe, nn.Module]:  # the recipe, and
         recipe = Recipe(**state["recipe"])
     except Exception as error:
         raise ValueError(f"checkpoint: {path} was not written by `see-nb train` ({str(error).splitlines()[0]}).") from error
-    channels = next(iter(state["model"].values())).shape[1]
-    model = create_model(recipe.backbone, recipe.embedding_size, pretrained=False, width=recipe.width, channels=channels)
+    options = {"pretrained": False, "width": recipe.width, "channels": state["channels"]}
+    model = create_model(recipe.backbone, recipe.embedding_size, **options)
     model.load_state_dict(state["model"])
     return recipe, model.eval()
 

@@ -63,7 +63,7 @@ def test_every_third_party_import_is_a_requirement(root):
         if path.name == "_modidx.py":
             continue
         for node in ast.walk(ast.parse(path.read_text())):
-            modules = [a.name for a in node.names] if isinstance(node, ast.Import) else [node.module] if isinstance(node, ast.ImportFrom) else []
+            modules = [a.name for a in node.names] if isinstance(node, ast.Import) else [node.module] if isinstance(node, ast.ImportFrom) and not node.level else []
             for module in (m.split(".")[0] for m in modules if m):
                 if module != "see_nb" and module not in sys.stdlib_module_names:
                     assert names.get(module, module) in requirements, (path.name, module)
