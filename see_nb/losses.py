@@ -137,7 +137,8 @@ class SEELoss(nn.Module):
         with torch.autocast(embeddings.device.type, enabled=False):
             if embeddings.dtype in (torch.float16, torch.bfloat16):
                 embeddings = embeddings.float()
-            value = self.loss(embeddings, labels, indices_tuple)
+            mined = () if indices_tuple is None else (indices_tuple,)
+            value = self.loss(embeddings, labels, *mined)
             if self.weight == 0:
                 return value
             synthetics, targets = self._expand(embeddings, labels, proxies.detach())

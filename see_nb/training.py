@@ -268,6 +268,8 @@ def train(
         fit, validation = split_classes(fit, recipe.validation)
     set_seed(recipe.seed)
     accelerator = Accelerator()
+    if accelerator.num_processes > 1:
+        raise ValueError(f"train: expected one process, got {accelerator.num_processes}. Start it without torchrun or accelerate launch.")
     channels = fit.images.shape[1]
     model = create_model(recipe.backbone, recipe.embedding_size, width=recipe.width, channels=channels)
     loss = LOSSES[recipe.loss][1](len(fit.classes), recipe.embedding_size)
