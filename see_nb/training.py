@@ -31,7 +31,7 @@ from tqdm import tqdm
 import see_nb
 from .curriculum import ExpansionSchedule
 from .datasets import RetrievalDataset, load_dataset, split_classes
-from .losses import EXPANSIONS, SEELoss
+from .losses import EXPANSIONS, SEELoss, class_proxies
 from .models import create_model
 from .results import append_row
 from .retrieval import mean_average_precision_at_r, nearest, recall_at_k
@@ -146,8 +146,8 @@ def _histogram(values: Tensor) -> list[float]:
 
 def _proxy_similarity(model: nn.Module, loss: nn.Module, dataset: RetrievalDataset) -> dict[str, list[float]]:
     "Similarity of embeddings to their own and to the nearest other proxy."
-    proxies = loss.proxies if hasattr(loss, "proxies") else loss.W.T
-    similarity = embed(model, dataset) @ F.normalize(proxies.detach().float().cpu(), dim=-1).T
+    proxies = F.normalize(class_proxies(loss).detach().float().cpu(), dim=-1)
+    similarity = embed(model, dataset) @ proxies.T
     own = similarity.gather(1, dataset.labels[:, None])
     other = similarity.scatter(1, dataset.labels[:, None], -torch.inf).amax(1)
     return {"own_proxy_histogram": _histogram(own.squeeze(1)), "other_proxy_histogram": _histogram(other)}
