@@ -21,6 +21,8 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
 from nbconvert import HTMLExporter
 
+import see_nb
+
 # %% ../nbs/31_book.ipynb #c05
 def _draw_math(text: str) -> str:
     "Replace $$...$$ and $...$ in a piece of HTML by MathML."
@@ -44,10 +46,6 @@ class _BookExporter(HTMLExporter):
     def markdown2html(self, context, source):
         page = re.sub(r'href="(?!https?:)([\w/]+)\.ipynb', r'href="\1.html', super().markdown2html(context, source))
         return _draw_math(page)
-
-    def default_filters(self):
-        yield from super().default_filters()
-        yield "markdown2html", self.markdown2html
 
 # %% ../nbs/31_book.ipynb #c08
 class _LiveClient(NotebookClient):
@@ -148,8 +146,6 @@ def find_notebooks(
     folder: str | Path | None = None,  # of the notebooks; None: ./nbs, else beside the package
 ) -> Path:
     "The folder of the notebooks."
-    import see_nb
-
     places = [Path(folder)] if folder else [Path("nbs"), Path(see_nb.__file__).parents[1] / "nbs"]
     for place in places:
         if (place / "10_quick_run.ipynb").is_file():

@@ -41,19 +41,19 @@ class Reproduce:
 class Train:
     "Train a model, test it on unseen classes, and write OUTPUT/checkpoint.pt and a row in OUTPUT/results.jsonl."
 
-    dataset: str = "glyphs"  # glyphs or omniglot
+    dataset: str = Recipe.dataset  # glyphs or omniglot
     root: Path | None = None  # data root; else SEE_NB_DATA, else ~/.cache/see_nb
-    backbone: str = "conv4"  # conv4, or a name of timm
-    embedding_size: int = 64  # length of the embeddings, D
-    loss: str = "proxy_anchor"  # proxy_anchor, proxy_nca, normalized_softmax, cosface or arcface
-    see: bool = True  # add the SEE term to the loss
-    n_expansion: int = 8  # K, synthetics a source, at most D - 1
-    weight: float = 0.2  # lambda, weight of the SEE term
-    encoder_grad: bool = True  # let the encoder learn from the synthetics (--no-encoder-grad: the authors' setting)
-    epochs: int = 15  # passes over the training images
-    batch_size: int = 64  # images a step
-    learning_rate: float = 1e-2  # of the model
-    seed: int = 0  # of weights, batches and synthetics
+    backbone: str = Recipe.backbone  # conv4, or a name of timm
+    embedding_size: int = Recipe.embedding_size  # length of the embeddings, D
+    loss: str = Recipe.loss  # proxy_anchor, proxy_nca, normalized_softmax, cosface or arcface
+    see: bool = Recipe.see  # add the SEE term to the loss
+    n_expansion: int = Recipe.n_expansion  # K, synthetics a source, at most D - 1
+    weight: float = Recipe.weight  # lambda, weight of the SEE term
+    encoder_grad: bool = Recipe.encoder_grad  # let the encoder learn from the synthetics (--no-encoder-grad: the authors' setting)
+    epochs: int = Recipe.epochs  # passes over the training images
+    batch_size: int = Recipe.batch_size  # images a step
+    learning_rate: float = Recipe.learning_rate  # of the model
+    seed: int = Recipe.seed  # of weights, batches and synthetics
     output: Path = Path("see-nb-run")  # folder of the checkpoint and the row
 
     def run(self) -> None:

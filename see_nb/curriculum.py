@@ -9,7 +9,6 @@ __all__ = ['ExpansionSchedule', 'ThresholdSchedule', 'select_closest', 'select_a
 import math
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 # %% ../nbs/02_curriculum.ipynb #c05

@@ -155,13 +155,22 @@ def _cached_arrays(path: Path, make) -> tuple[np.ndarray, np.ndarray, list[str]]
     return images, labels, classes
 
 # %% ../nbs/04_datasets.ipynb #c18
+def _glyphs_path(root: Path) -> Path:
+    return root / f"glyphs-v{GLYPHS_VERSION}.npz"
+
+
 def _glyphs(root: Path, split: str) -> RetrievalDataset:
-    images, labels, characters = _cached_arrays(root / f"glyphs-v{GLYPHS_VERSION}.npz", draw_glyphs)
+    images, labels, characters = _cached_arrays(_glyphs_path(root), draw_glyphs)
     names = [f"{c} {unicodedata.name(c, '')}" for c in characters]
     whole = RetrievalDataset(torch.from_numpy(images)[:, None], torch.from_numpy(labels), names, "glyphs", split)
     order = torch.from_numpy(np.random.RandomState(0).permutation(len(characters)))
     half = len(order) // 2
     return whole.select_classes((order[:half] if split == "train" else order[half:]).sort().values)
+
+
+def _glyphs_state(root: Path) -> tuple[Path, str]:  # where it is looked for, and what is there
+    path = _glyphs_path(root)
+    return path, "there" if path.exists() else "not drawn yet"
 
 # %% ../nbs/04_datasets.ipynb #c20
 _OMNIGLOT = {"train": ("images_background", 964), "test": ("images_evaluation", 659)}
@@ -209,10 +218,24 @@ def _omniglot(root: Path, split: str) -> RetrievalDataset:
     images, labels, classes = _cached_arrays(root / f"omniglot-28-{split}.npz", make)
     return RetrievalDataset(torch.from_numpy(images)[:, None], torch.from_numpy(labels), classes, "omniglot", split)
 
+
+def _omniglot_state(root: Path) -> tuple[Path, str]:  # where it is looked for, and what is there
+    tree = root / "omniglot-py"
+    try:
+        for split in _OMNIGLOT:
+            _omniglot_files(root, split)
+    except ValueError as error:
+        return tree, f"incomplete: {error}" if any(tree.glob("images_*")) else "not there"
+    return tree, "there and complete"
+
 # %% ../nbs/04_datasets.ipynb #c22
-DATASETS = {
-    "glyphs": (_glyphs, "drawn on first use, nothing to download"),
-    "omniglot": (_omniglot, "downloaded on first use (about 15 MB), or unpack the official zips into ROOT/omniglot-py"),
+DATASETS = {  # name -> (loader, state, how to get it)
+    "glyphs": (_glyphs, _glyphs_state, "drawn on first use, nothing to download"),
+    "omniglot": (
+        _omniglot,
+        _omniglot_state,
+        "downloaded on first use (about 15 MB), or unpack the official zips into ROOT/omniglot-py",
+    ),
 }
 
 
@@ -235,14 +258,8 @@ def dataset_states(
     root: str | Path | None = None,  # data root, see `data_root`
 ) -> dict[str, dict[str, str]]:  # name -> where, state and how to get it
     "Whether each data set is there and complete. Reads and downloads nothing."
-    root = data_root(root)
-    cache = root / f"glyphs-v{GLYPHS_VERSION}.npz"
-    states = {"glyphs": (cache, "there" if cache.exists() else "not drawn yet")}
-    try:
-        for split in _OMNIGLOT:
-            _omniglot_files(root, split)
-        state = "there and complete"
-    except ValueError as error:
-        state = f"incomplete: {error}" if any((root / "omniglot-py").glob("images_*")) else "not there"
-    states["omniglot"] = (root / "omniglot-py", state)
-    return {name: {"where": str(place), "state": state, "get": DATASETS[name][1]} for name, (place, state) in states.items()}
+    states = {}
+    for name, (_, look, get) in DATASETS.items():
+        place, state = look(data_root(root))
+        states[name] = {"where": str(place), "state": state, "get": get}
+    return states

@@ -14,7 +14,7 @@ from pytorch_metric_learning import distances, losses, reducers
 from torch import Tensor, nn
 
 from .curriculum import ExpansionSchedule, ThresholdSchedule, select_above, select_closest
-from .expansion import expand, random_directions, repeat_sources
+from .expansion import check_n_expansion, expand, full_precision, random_directions, repeat_sources
 
 # %% ../nbs/03_losses.ipynb #c13
 class _NegativeTerm(torch.autograd.Function):
@@ -109,12 +109,7 @@ class SEELoss(nn.Module):
         expansion: str | Callable = "see",  # or the controls "repeat" and "random", or a function like `expand`
     ):
         super().__init__()
-        proxies = class_proxies(loss)
-        if not 1 <= n_expansion < proxies.shape[1]:
-            raise ValueError(
-                f"n_expansion: {n_expansion} synthetics a source need an embedding size of at least {n_expansion + 1} "
-                f"(K + 1), got {proxies.shape[1]}. Use 1 <= n_expansion <= {proxies.shape[1] - 1}."
-            )
+        check_n_expansion(n_expansion, class_proxies(loss).shape[1])
         if weight < 0 or not 0 <= fraction <= 1:
             raise ValueError(f"expected weight >= 0 and 0 <= fraction <= 1, got weight={weight}, fraction={fraction}.")
         if not callable(expansion) and expansion not in EXPANSIONS:
@@ -137,8 +132,7 @@ class SEELoss(nn.Module):
         proxies = class_proxies(self.loss)
         _check_batch(embeddings, labels, proxies)
         with torch.autocast(embeddings.device.type, enabled=False):
-            if embeddings.dtype in (torch.float16, torch.bfloat16):
-                embeddings = embeddings.float()
+            embeddings = full_precision(embeddings)
             mined = () if indices_tuple is None else (indices_tuple,)
             value = self.loss(embeddings, labels, *mined)
             if self.weight == 0:

@@ -13,7 +13,7 @@ import os
 import platform
 import subprocess
 import time
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -129,10 +129,13 @@ def evaluate(
     ks: tuple[int, ...] = (1, 2, 4, 8),  # of Recall@K
 ) -> dict[str, float]:  # recall_at_1, ..., map_at_r, all in [0, 1]
     "Recall@K and MAP@R, each image a query against all others."
-    embeddings = embed(model, dataset)
-    recall = recall_at_k(embeddings, dataset.labels, ks=ks)
+    return _metrics(embed(model, dataset), dataset.labels, ks)
+
+
+def _metrics(embeddings: Tensor, labels: Tensor, ks: tuple[int, ...] = (1, 2, 4, 8)) -> dict[str, float]:
+    recall = recall_at_k(embeddings, labels, ks=ks)
     metrics = {f"recall_at_{k}": value for k, value in recall.items()}
-    return {**metrics, "map_at_r": mean_average_precision_at_r(embeddings, dataset.labels)}
+    return {**metrics, "map_at_r": mean_average_precision_at_r(embeddings, labels)}
 
 # %% ../nbs/07_training.ipynb #c13
 SIMILARITY_BINS = torch.linspace(-1, 1, 81)
@@ -153,11 +156,11 @@ def _proxy_similarity(model: nn.Module, loss: nn.Module, dataset: RetrievalDatas
     return {"own_proxy_histogram": _histogram(own.squeeze(1)), "other_proxy_histogram": _histogram(other)}
 
 
-def _neighbours(model: nn.Module, dataset: RetrievalDataset, n_queries: int = 8, k: int = 6) -> dict[str, list[int]]:
-    "The k nearest images of some fixed queries: query number -> image numbers."
-    queries = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(0))[:n_queries].tolist()
-    ranking = torch.cat([torch.from_numpy(found) for found in nearest(embed(model, dataset), k=k)])
-    return {str(q): ranking[q].tolist() for q in queries}
+def _neighbours(embeddings: Tensor, n_queries: int = 8, k: int = 6) -> dict[str, list[int]]:
+    "The k nearest images of some fixed queries, themselves left out: query number -> image numbers."
+    queries = torch.randperm(len(embeddings), generator=torch.Generator().manual_seed(0))[:n_queries]
+    (ranking,) = nearest(embeddings[queries], embeddings, k + 1)
+    return {str(q): [n for n in found if n != q][:k] for q, found in zip(queries.tolist(), ranking.tolist())}
 
 # %% ../nbs/07_training.ipynb #c14
 def _machine() -> dict:
@@ -301,11 +304,12 @@ def train(
             bar.set_postfix({k: f"{v:.3g}" for k, v in state.items() if k != "epoch"})
             bar.update()
     model = accelerator.unwrap_model(model).eval()
-    metrics = evaluate(model, test)
+    embeddings = embed(model, test)
+    metrics = _metrics(embeddings, test.labels)
     row = {
         "experiment": experiment, "method": recipe.method, "split": "test classes, last epoch", **asdict(recipe), **metrics,
         "fingerprint": recipe.fingerprint, "history": history, **_proxy_similarity(model, loss, fit),
-        "neighbours": _neighbours(model, test), **_machine(), "seconds": round(time.perf_counter() - started, 2),
+        "neighbours": _neighbours(embeddings), **_machine(), "seconds": round(time.perf_counter() - started, 2),
         "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }  # fmt: skip
     if results is not None:

@@ -1,6 +1,5 @@
 "What a user sees: help, errors, the book, and Ctrl-C."
 
-import os
 import re
 import signal
 import subprocess
