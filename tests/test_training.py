@@ -1,16 +1,25 @@
-"The whole training run: equal to the bit across processes, robust, and what it writes."
+"The whole training run: equal to the bit across processes and after kills, robust, and what it writes."
 
 import json
 import math
+import os
+import signal
+import subprocess
+import sys
 from dataclasses import replace
+from unittest.mock import patch
 
 import pytest
 import torch
 
 from see_nb import training
-from see_nb.datasets import RetrievalDataset, data_root, dataset_states, load_dataset
+from see_nb.checkpoints import read_checkpoint, save_checkpoint
+from see_nb.datasets import data_root, dataset_states, load_dataset
+from see_nb.images import Crops, RetrievalDataset
+from see_nb.losses import SEELoss
+from see_nb.recipes import LOSSES, PRESETS, Recipe
 from see_nb.results import comparison_table, read_rows
-from see_nb.training import Recipe, load_model, train
+from see_nb.training import load_model, train
 
 SMALL = Recipe(embedding_size=12, epochs=1, width=4, batch_size=24, validation=0.0)
 
@@ -26,21 +35,35 @@ def tiny(monkeypatch):
         split: RetrievalDataset(images[s].flatten(0, 1), torch.arange(20).repeat_interleave(8), [f"{split} {i}" for i in range(20)], "tiny", split)
         for split, s in (("train", slice(0, 20)), ("test", slice(20, 40)))
     }
-    monkeypatch.setattr(training, "load_dataset", lambda name, root=None, split="train": halves[split])
+    monkeypatch.setattr(training, "load_dataset", lambda name, root=None, split="train", **options: halves[split])
     return halves
 
 
-def test_two_processes_train_to_the_same_bit(see_nb_command, tmp_path):
+def same_weights(one, other):
+    "Whether two checkpoints hold the same model and the same loss, to the bit."
+    return all(
+        torch.equal(a, b) for part in ("model", "objective") for a, b in zip(one[part].values(), other[part].values(), strict=True)
+    )
+
+
+def run_python(code, *arguments, launcher=()):
+    "A script in a process of its own, or in several."
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    script = [sys.executable, *launcher, code, *map(str, arguments)]
+    done = subprocess.run(script, capture_output=True, text=True, env=environment, timeout=600)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def test_two_processes_of_the_command_line_train_to_the_same_bit(see_nb_command, tmp_path):
     states = []
     for name in ("one", "two"):
         done = see_nb_command("train", "--embedding-size", 16, "--epochs", 1, "--output", tmp_path / name)
         assert done.returncode == 0, done.stderr
-        states.append(torch.load(tmp_path / name / "checkpoint.pt", weights_only=True))
-    for part in ("model", "loss"):
-        for a, b in zip(states[0][part].values(), states[1][part].values(), strict=True):
-            assert torch.equal(a, b)
+        states.append(read_checkpoint(tmp_path / name / "checkpoint.pt"))
+    assert same_weights(*states)
     first, second = (read_rows(tmp_path / name / "results.jsonl").iloc[0] for name in ("one", "two"))
-    assert first.recall_at_1 == second.recall_at_1 and first.fingerprint == second.fingerprint
+    assert first.recall_at_1 == second.recall_at_1 and first.fingerprint == second.fingerprint and first.run != second.run
 
 
 def test_methods_of_one_seed_share_their_start_and_batches(tiny):
@@ -53,7 +76,7 @@ def test_methods_of_one_seed_share_their_start_and_batches(tiny):
     assert longer[0][2]["loss"] < longer[1][2]["loss"]  # later the second term counts
 
 
-@pytest.mark.parametrize("loss", list(training.LOSSES))
+@pytest.mark.parametrize("loss", list(LOSSES))
 def test_every_loss_trains_with_and_without_see(tiny, loss):
     for see in (False, True):
         run = train(replace(SMALL, loss=loss, see=see, epochs=6), progress=False)
@@ -64,7 +87,8 @@ def test_a_row_is_whole_and_plain_json(tiny, tmp_path):
     run = train(replace(SMALL, validation=0.2, epochs=2), results=tmp_path / "r.jsonl", experiment="test", progress=False)
     row = json.loads((tmp_path / "r.jsonl").read_text())
     for key in ("experiment", "dataset", "split", "backbone", "embedding_size", "method", "loss", "see", "n_expansion", "weight", "seed",
-                "epochs", "recall_at_1", "map_at_r", "seconds", "hardware", "threads", "versions", "commit", "fingerprint"):  # fmt: skip
+                "epochs", "recall_at_1", "map_at_r", "seconds", "hardware", "threads", "versions", "commit", "fingerprint", "run",
+                "images_per_second", "processes", "n_train_classes"):  # fmt: skip
         assert key in row, key
     assert len(row["history"]) == 2 and 0 <= row["history"][1]["map_at_r"] <= 1
     assert sum(row["own_proxy_histogram"]) == pytest.approx(1)
@@ -83,12 +107,103 @@ def test_tables_are_what_pandas_makes_of_the_rows(root):
     assert not rows.duplicated("fingerprint").any()
 
 
-def test_divergence_is_told_with_its_place(tiny):
-    broken = RetrievalDataset(tiny["train"].images, tiny["train"].labels, tiny["train"].classes)
-    broken.__class__ = type("Broken", (RetrievalDataset,), {"__getitems__": lambda self, i: (torch.full((len(i), 1, 16, 16), torch.nan), self.labels[i])})
-    tiny["train"] = broken
-    with pytest.raises(ValueError, match="epoch 0: the loss is nan. Lower the learning rate"):
-        train(SMALL, progress=False)
+# Killed, full, broken
+
+KILLS = """
+import os, random, signal, sys, time
+from pathlib import Path
+from see_nb.recipes import Recipe
+from see_nb.training import train
+
+folder = Path(sys.argv[1])
+recipe = Recipe(embedding_size=12, epochs=4, width=4, batch_size=24, validation=0.1)
+options = {"progress": False, "checkpoint_every": 3}
+moments, killed, times = random.Random(0), 0, []
+for _ in range(10):
+    child = os.fork()
+    if child == 0:
+        train(recipe, checkpoint=folder / "killed.pt", results=folder / "killed.jsonl", resume=True, **options)
+        os._exit(0)
+    time.sleep(moments.uniform(0.2, 1.4))
+    os.kill(child, signal.SIGKILL)
+    killed += os.WIFSIGNALED(os.waitpid(child, 0)[1])
+print(killed)
+for name in ("killed", "whole"):
+    train(recipe, checkpoint=folder / f"{name}.pt", results=folder / f"{name}.jsonl", resume=True, **options)
+"""
+
+
+def test_killed_ten_times_and_resumed_is_equal_to_the_bit(tmp_path):
+    script = tmp_path / "kills.py"
+    script.write_text(KILLS)
+    assert run_python(script, tmp_path).split() == ["10"]
+    killed, whole = (read_checkpoint(tmp_path / f"{name}.pt") for name in ("killed", "whole"))
+    assert same_weights(killed, whole)
+    assert killed["row"]["history"] == whole["row"]["history"]
+    rows = [read_rows(tmp_path / f"{name}.jsonl") for name in ("killed", "whole")]
+    assert [len(r) for r in rows] == [1, 1]
+    for key in ("recall_at_1", "map_at_r", "neighbours", "own_proxy_histogram"):
+        assert rows[0][key].iloc[0] == rows[1][key].iloc[0], key
+
+
+def test_a_disk_that_fills_up_leaves_the_last_checkpoint(tiny, tmp_path):
+    path, count = tmp_path / "c.pt", 0
+
+    def full(state, file):
+        nonlocal count
+        count += 1
+        if count < 3:
+            return real(state, file)
+        file.write(b"half of it")
+        raise OSError(28, "No space left on device")
+
+    real, recipe = torch.save, replace(SMALL, epochs=4)
+    with patch.object(torch, "save", full), pytest.raises(ValueError, match="No space left on device.*The one before is whole"):
+        train(recipe, checkpoint=path, progress=False)
+    assert read_checkpoint(path)["epoch"] == 2 and [p.name for p in tmp_path.iterdir()] == ["c.pt"]
+    resumed, whole = train(recipe, checkpoint=path, resume=True, progress=False), train(recipe, progress=False)
+    assert all(torch.equal(a, b) for a, b in zip(resumed.model.state_dict().values(), whole.model.state_dict().values()))
+
+
+@pytest.mark.parametrize(
+    "breaks, message",
+    [
+        ("images", r"step 9 \(epoch 1\): images of the batch hold NaN or Inf. Look at the data"),
+        ("weights", r"step 9 \(epoch 1\): the embeddings are NaN or Inf while the images are fine: the weights have diverged"),
+        ("loss", r"step 9 \(epoch 1\): the loss is NaN or Inf while the embeddings are fine"),
+        ("gradient", r"a weight has become NaN or Inf. Lower learning_rate|the embeddings are NaN or Inf"),
+    ],
+)
+def test_a_broken_step_is_told_and_no_checkpoint_is_overwritten(tiny, tmp_path, breaks, message):
+    real, path = training._Training.train_step, tmp_path / "c.pt"
+
+    def step(self, images, labels):
+        if self.steps_done == 9:
+            if breaks == "images":
+                images = images.float().index_fill(0, torch.tensor([3]), torch.nan)
+            elif breaks == "weights":
+                self.model.head[1].weight.data[0, 0] = torch.inf
+            elif breaks == "loss":
+                self.objective.loss.alpha = torch.inf
+            else:
+                self.model.head[1].weight.register_hook(lambda gradient: gradient * torch.nan)
+        real(self, images, labels)
+
+    with patch.object(training._Training, "train_step", step), pytest.raises(ValueError, match=message):
+        train(replace(SMALL, epochs=3), checkpoint=path, checkpoint_every=1, progress=False)
+    state = read_checkpoint(path)
+    assert state["epoch"] * 6 + state["position"] == 9
+    assert all(t.isfinite().all() for t in (*state["model"].values(), *state["objective"].values()) if t.is_floating_point())
+
+
+def test_wrong_labels_and_proxies_are_told_with_what_to_do(tiny):
+    model, proxies = torch.randn(6, 12), LOSSES["proxy_anchor"][1](20, 12)
+    with pytest.raises(ValueError, match=r"labels: expected classes 0 to 19 \(the loss has 20 proxies\), got 0 to 20"):
+        SEELoss(proxies)(model, torch.tensor([0, 1, 2, 3, 4, 20]))
+    with pytest.raises(ValueError, match="embeddings: expected floating point \\(B, 12\\), the size of the loss's proxies"):
+        SEELoss(proxies)(torch.randn(6, 13), torch.zeros(6, dtype=torch.long))
+    with pytest.raises(ValueError, match=r"need at least 13 \(K \+ 1\), got 12"):
+        replace(SMALL, n_expansion=12)
 
 
 def test_a_checkpoint_with_code_in_it_is_refused(tmp_path):
@@ -96,13 +211,230 @@ def test_a_checkpoint_with_code_in_it_is_refused(tmp_path):
         def __reduce__(self):
             return (open, (str(tmp_path / "attacked"), "w"))
 
-    torch.save({"recipe": Attack()}, tmp_path / "checkpoint.pt")
+    torch.save({"format": 2, "recipe": Attack()}, tmp_path / "checkpoint.pt")
     with pytest.raises(ValueError, match="was not written by `see-nb train`"):
         load_model(tmp_path / "checkpoint.pt")
     assert not (tmp_path / "attacked").exists()
 
 
-@pytest.mark.skipif(dataset_states()["omniglot"]["state"] != "there and complete", reason="omniglot is not in the data root (set SEE_NB_DATA)")
+def test_a_checkpoint_of_another_recipe_is_not_resumed(tiny, tmp_path):
+    train(SMALL, checkpoint=tmp_path / "c.pt", progress=False)
+    with pytest.raises(ValueError, match="belongs to another recipe: weight 0.2, now 0.3"):
+        train(replace(SMALL, weight=0.3), checkpoint=tmp_path / "c.pt", resume=True, progress=False)
+
+
+# Precision, rates, frozen backbones
+
+
+def test_half_precision_keeps_head_and_loss_in_single(tiny):
+    seen = []
+    real = training.Step.forward
+
+    def forward(self, images, labels):
+        layers = [self.encoder.backbone[0], self.encoder.head]
+        hooks = [m.register_forward_hook(lambda m, i, out: seen.append(out.dtype)) for m in layers]
+        value, broken = real(self, images, labels)
+        seen.append(value.dtype)
+        for hook in hooks:
+            hook.remove()
+        return value, broken
+
+    with patch.object(training.Step, "forward", forward):
+        run = train(replace(SMALL, precision="bf16", epochs=6), progress=False)
+    assert set(seen[0::3]) == {torch.bfloat16} and set(seen[1::3]) == {torch.float32} and set(seen[2::3]) == {torch.float32}
+    assert run.metrics["recall_at_1"] > 0.5 and run.loss.proxies.dtype == torch.float32
+    assert train(SMALL, progress=False).metrics  # another precision in the same process
+
+
+def test_the_backbone_stands_still_during_warm_up(tiny):
+    options = {"schedule": "constant", "epochs": 2, "learning_rate": 1e-3}
+    torch.manual_seed(0)
+    start = training.create_model("conv4", 12, width=4, channels=1).state_dict()
+    warm, none = (train(replace(SMALL, warmup_epochs=n, **options), progress=False).model.state_dict() for n in (2, 0))
+    weights = [k for k in start if k.startswith("backbone") and "running" not in k and "num_batches" not in k]
+    assert all(torch.equal(start[k], warm[k]) for k in weights) and not torch.equal(start["head.1.weight"], warm["head.1.weight"])
+    assert not any(torch.equal(start[k], none[k]) for k in weights)
+
+
+def test_gradients_are_clipped_by_value(tiny):
+    seen, real = [], torch.optim.AdamW.step
+
+    def step(self, *arguments, **options):
+        seen.append(max(p.grad.abs().max().item() for group in self.param_groups[:2] for p in group["params"]))
+        return real(self, *arguments, **options)
+
+    with patch.object(torch.optim.AdamW, "step", step):
+        train(replace(SMALL, clip=1e-3), progress=False)
+    assert max(seen) == pytest.approx(1e-3)
+
+
+def test_every_preset_builds_and_names_its_data_set():
+    from see_nb.benchmarks import BENCHMARKS
+
+    for name, recipe in PRESETS.items():
+        assert recipe.dataset in BENCHMARKS and name == f"{recipe.dataset}-{recipe.backbone}-{recipe.embedding_size}"
+        assert recipe.batch_size == 180 and recipe.see and recipe.n_expansion == 8 and recipe.weight == 0.2
+
+
+# Several processes
+
+PROCESSES = """
+import sys
+from unittest.mock import patch
+import torch
+from see_nb import training
+from see_nb.datasets import load_dataset
+from see_nb.evaluation import embed, evaluate
+from see_nb.recipes import Recipe
+
+class Enough(Exception):
+    pass
+
+results, real = {}, training._Training.train_step
+for see in (False, True):
+    recipe = Recipe(backbone="test_convnext", pretrained=False, image_size=32, embedding_size=12, batch_size=24, epochs=1, see=see,
+                    validation=0, learning_rate=1e-5, proxy_rate=1e3, schedule="constant")
+    losses, last = [], []
+    def step(self, images, labels):
+        if self.position == 20:
+            raise Enough
+        if see:
+            self.objective.schedule = None  # expand from the start
+        before = self.total.item()
+        real(self, images, labels)
+        losses.append(self.total.item() - before)
+        last[:] = [self]
+    with patch.object(training._Training, "train_step", step):
+        try:
+            training.train(recipe, progress=False)
+        except Enough:
+            pass
+    weights = [p.detach().clone() for p in (*last[0].model.parameters(), *last[0].objective.parameters())]
+    results[see] = {"losses": losses, "weights": weights}
+torch.manual_seed(0)
+model = training.create_model("test_convnext", 12, pretrained=False, channels=1, image_size=32)
+test = load_dataset("glyphs", split="test").select_classes(torch.arange(101))
+options = {"image_size": 32, "batch_size": 64, "accelerator": last[0].accelerator}
+results |= {"embeddings": embed(model, test, **options), "metrics": evaluate(model, test, **options), "processes": last[0].accelerator.num_processes}
+torch.save(results, sys.argv[1] + str(last[0].accelerator.process_index))
+"""
+
+
+def test_two_processes_train_as_one(tmp_path):
+    script = tmp_path / "processes.py"
+    script.write_text(PROCESSES)
+    run_python(script, tmp_path / "one")
+    run_python(script, tmp_path / "two", launcher=("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"))
+    one, two, other = (torch.load(tmp_path / name) for name in ("one0", "two0", "two1"))
+    assert (one["processes"], two["processes"]) == (1, 2)
+    for see in (False, True):
+        assert len(one[see]["losses"]) == len(two[see]["losses"]) == 20
+        assert two[see]["losses"] == pytest.approx(one[see]["losses"], rel=1e-5)
+        for a, b, c in zip(one[see]["weights"], two[see]["weights"], other[see]["weights"], strict=True):
+            assert (a - b).abs().max() < 1e-5
+            assert torch.equal(b, c)  # proxies are the same on every rank, and so is the rest
+    assert one[True]["losses"][0] > one[False]["losses"][0]  # SEE was at work
+    assert torch.allclose(one["embeddings"], two["embeddings"], atol=1e-6)
+    assert one["metrics"] == two["metrics"] == other["metrics"]
+
+
+LAUNCHED = """
+import sys
+from accelerate import notebook_launcher
+
+def work(path):
+    from see_nb.recipes import Recipe
+    from see_nb.training import train
+    train(Recipe(backbone="test_convnext", pretrained=False, image_size=32, embedding_size=12, batch_size=600, epochs=1, validation=0.2),
+          progress=False, results=path, checkpoint=path + ".pt")
+
+notebook_launcher(work, (sys.argv[1],), num_processes=2)
+"""
+
+
+def test_a_notebook_launches_two_processes_and_gets_one_row(tmp_path):
+    script = tmp_path / "launched.py"
+    script.write_text(LAUNCHED)
+    run_python(script, tmp_path / "rows.jsonl")
+    rows = read_rows(tmp_path / "rows.jsonl")
+    assert len(rows) == 1 and rows.processes[0] == 2 and rows.history[0][0]["recall_at_1"] > 0
+
+
+# Data
+
+
+def test_photos_are_checked_before_training_starts(tmp_path):
+    from PIL import Image
+
+    for label in range(6):
+        (tmp_path / f"class {label}").mkdir()
+        for i in range(4):
+            Image.new("RGB", (40 + i, 30), (40 * label, 10 * i, 99)).save(tmp_path / f"class {label}" / f"{i}.jpg")
+    recipe = Recipe(dataset="folder", image_size=32, epochs=1, batch_size=4, validation=0.0, embedding_size=12, width=4)
+    with pytest.raises(ValueError, match="image_size: folder holds photos of many sizes"):
+        train(replace(recipe, image_size=0), root=tmp_path, progress=False)
+    assert train(recipe, root=tmp_path, progress=False).row["n_test_classes"] == 3
+    for label in range(6):
+        damaged = tmp_path / f"class {label}" / "2.jpg"
+        damaged.write_bytes(damaged.read_bytes()[:150])
+    steps = []
+    with patch.object(training._Training, "train_step", lambda *a: steps.append(a)):
+        for resize in (-1, 0):
+            with pytest.raises(ValueError, match=r"class \d/2.jpg"):
+                train(replace(recipe, resize=resize), root=tmp_path, progress=False)
+    assert not steps
+    with pytest.raises(ValueError, match=r"class \d/2.jpg"):  # without the check: at first use
+        train(replace(recipe, resize=0), root=tmp_path, progress=False, check=False)
+
+
+def test_a_frozen_backbone_trains_its_head_on_cached_crops(tmp_path, monkeypatch):
+    from PIL import Image
+
+    monkeypatch.setenv("SEE_NB_DATA", str(tmp_path / "home"))
+    generator = torch.Generator().manual_seed(0)
+    for label in range(8):
+        (tmp_path / "photos" / f"{label}").mkdir(parents=True)
+        colour = torch.randint(0, 200, (3,), generator=generator)
+        for i in range(4):
+            pixels = (colour + torch.randint(0, 56, (48, 40, 3), generator=generator)).to(torch.uint8).numpy()
+            Image.fromarray(pixels).save(tmp_path / "photos" / f"{label}" / f"{i}.png")
+    recipe = Recipe(dataset="folder", backbone="squeezenet1_0", pretrained=False, frozen=True, crops=3, image_size=32, epochs=4,
+                    batch_size=8, validation=0.0, embedding_size=12, learning_rate=1e-3)  # fmt: skip
+    run = train(recipe, root=tmp_path / "photos", progress=False)
+    files = list((tmp_path / "home" / "cache").glob("features-*.safetensors"))
+    assert len(files) == 2
+    torch.manual_seed(0)
+    start = training.create_model("squeezenet1_0", 12, pretrained=False, image_size=32)
+    assert all(torch.equal(a, b) for a, b in zip(start.backbone.state_dict().values(), run.model.backbone.state_dict().values()))
+    assert not torch.equal(start.head[1].weight, run.model.head[1].weight)
+    again = train(recipe, root=tmp_path / "photos", progress=False)
+    assert again.metrics == run.metrics and len(list((tmp_path / "home" / "cache").glob("features-*.safetensors"))) == 2
+    whole = training.evaluate(run.model, load_dataset("folder", tmp_path / "photos", "test"), image_size=32)
+    assert whole == pytest.approx(run.metrics)  # through the backbone or from the features: the same
+
+
+CUB50 = (data_root() / "CUB_200_2011" / "images.txt").exists() and (data_root() / "squeezenet1_0.safetensors").exists()
+
+
+@pytest.mark.skipif(not CUB50, reason="CUB_200_2011 and squeezenet1_0.safetensors are not in the data root (set SEE_NB_DATA)")
+def test_real_photos_and_a_real_backbone():
+    recipe = Recipe(dataset="cub50", backbone="squeezenet1_0", weights="squeezenet1_0.safetensors", frozen=True, crops=1, image_size=96,
+                    epochs=8, batch_size=50, validation=0.0, learning_rate=3e-3)  # fmt: skip
+    run = train(recipe, progress=False)
+    assert run.row["n_train_classes"] == run.row["n_test_classes"] == 25
+    assert run.metrics["recall_at_1"] > 0.4  # chance is 4 %
+    dataset = load_dataset("cub50")
+    colourless = [i for i, f in enumerate(dataset.images.files) if (p := dataset.images[i])[0].equal(p[1]) and p[1].equal(p[2])]
+    assert all(dataset.images[i].shape[0] == 3 for i in colourless)
+    assert Crops(dataset, None).transform is None
+
+
+OMNIGLOT = pytest.mark.skipif(
+    dataset_states()["omniglot"]["state"] != "there and complete", reason="omniglot is not in the data root (set SEE_NB_DATA)"
+)
+
+
+@OMNIGLOT
 def test_omniglot_has_its_published_size():
     train_set, test_set = load_dataset("omniglot"), load_dataset("omniglot", split="test")
     assert (len(train_set), len(train_set.classes)) == (964 * 20, 964)
@@ -111,7 +443,7 @@ def test_omniglot_has_its_published_size():
     assert test_set.images.float().mean() < 60  # white strokes on black
 
 
-@pytest.mark.skipif(dataset_states()["omniglot"]["state"] != "there and complete", reason="omniglot is not in the data root (set SEE_NB_DATA)")
+@OMNIGLOT
 def test_an_incomplete_omniglot_is_refused_by_name(tmp_path):
     source = data_root() / "omniglot-py" / "images_background"
     target = tmp_path / "omniglot-py" / "images_background"

@@ -1,0 +1,656 @@
+"Each data set on a miniature of its true layout, and every kind of damage on disk."
+
+import io
+import os
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import tarfile
+import time
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+from scipy.io import savemat
+from torchvision.datasets.utils import calculate_md5
+
+from see_nb import benchmarks, listings
+from see_nb.benchmarks import BENCHMARKS, read_cub
+from see_nb.datasets import check_dataset, data_root, dataset_states, load_dataset
+from see_nb.listings import extract, fetch, read_folder
+
+REAL_CUB = data_root() / "CUB_200_2011"
+needs_cub = pytest.mark.skipif(not REAL_CUB.is_dir(), reason="CUB_200_2011 is not in the data root (set SEE_NB_DATA)")
+
+
+# Miniatures: true file names and list formats, a few classes and photos, sizes patched to match
+
+
+def photo(path: Path, colour=(200, 60, 20), mode="RGB") -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new(mode, (24, 20), colour if mode == "RGB" else 128).save(path)
+
+
+def cub(root: Path) -> dict:
+    folder = root / "CUB_200_2011"
+    names = [f"{i:03d}.Bird_{i}" for i in range(1, 201)]
+    paths = [f"{names[c - 1]}/Bird_{c:04d}_{k}.jpg" for c in (1, 2, 26, 101, 150) for k in range(3)]
+    for i, path in enumerate(paths):
+        photo(folder / "images" / path, (i * 15, 100, 100), "L" if i == 0 else "RGB")
+    (folder / "classes.txt").write_text("".join(f"{i} {name}\n" for i, name in enumerate(names, 1)))
+    (folder / "images.txt").write_text("".join(f"{i} {path}\n" for i, path in enumerate(paths, 1)))
+    (folder / "image_class_labels.txt").write_text("".join(f"{i} {int(path[:3])}\n" for i, path in enumerate(paths, 1)))
+    return {"train": (3, 9), "test": (2, 6)}
+
+
+CARS = [1, 1, 98, 98, 98, 99, 99, 196]  # class of each photo
+
+
+def structs(rows: list[dict]) -> np.ndarray:
+    array = np.empty((1, len(rows)), dtype=[(key, object) for key in rows[0]])
+    for i, row in enumerate(rows):
+        array[0, i] = tuple(row.values())
+    return array
+
+
+BOX = {"bbox_x1": 1, "bbox_y1": 1, "bbox_x2": 20, "bbox_y2": 18}
+CAR_NAMES = np.array([f"Make Model {i} 2012" for i in range(1, 197)], dtype=object)
+
+
+def cars(root: Path) -> dict:
+    folder = root / "cars196"
+    rows = [{"relative_im_path": f"car_ims/{i:06d}.jpg", **BOX, "class": c, "test": i % 2} for i, c in enumerate(CARS, 1)]
+    for row in rows:
+        photo(folder / row["relative_im_path"])
+    savemat(folder / "cars_annos.mat", {"annotations": structs(rows), "class_names": CAR_NAMES})
+    return {"train": (2, 5), "test": (2, 3)}
+
+
+def cars_devkit(root: Path, labels_in: str = "") -> dict:
+    folder = root / "cars196"
+    (folder / "devkit").mkdir(parents=True)
+    savemat(folder / "devkit" / "cars_meta.mat", {"class_names": CAR_NAMES})
+    for part, remainder, place in (("train", 0, "devkit/cars_train_annos.mat"), ("test", 1, f"{labels_in}cars_test_annos_withlabels.mat")):
+        classes = [c for i, c in enumerate(CARS, 1) if i % 2 == remainder]
+        rows = [{**BOX, "class": c, "fname": f"{i:05d}.jpg"} for i, c in enumerate(classes, 1)]
+        for row in rows:
+            photo(folder / f"cars_{part}" / row["fname"])
+        savemat(folder / place, {"annotations": structs(rows)})
+    return {"train": (2, 5), "test": (2, 3)}
+
+
+def sop(root: Path) -> dict:
+    folder = root / "Stanford_Online_Products"
+    for split, first in (("train", 1), ("test", 3)):
+        lines = ["image_id class_id super_class_id path"]
+        for c in (first, first + 1):
+            for k in range(2):
+                path = f"bicycle_final/11108512{c}871_{k}.JPG"
+                photo(folder / path)
+                lines.append(f"{len(lines)} {c} 1 {path}")
+        (folder / f"Ebay_{split}.txt").write_text("\n".join(lines) + "\n")
+    return {"train": (2, 4), "test": (2, 4)}
+
+
+def inshop(root: Path, eval_in: str = "inshop/Eval", images_in: str = "inshop/Img") -> dict:
+    rows = []
+    for item, statuses in ((2, ["train", "train"]), (7, ["train"]), (80, ["query", "gallery"]), (81, ["gallery", "query", "gallery"])):
+        for k, status in enumerate(statuses, 1):
+            rows.append((f"img/WOMEN/Dresses/id_{item:08d}/02_{k}_front.jpg", f"id_{item:08d}", status))
+            photo(root / images_in / rows[-1][0])
+    (root / eval_in).mkdir(parents=True, exist_ok=True)
+    text = "".join(f"{path:<72}{item:<22}{status}\n" for path, item, status in rows)
+    (root / eval_in / "list_eval_partition.txt").write_text(f"{len(rows)}\nimage_name item_id evaluation_status\n{text}")
+    return {"train": (2, 3), "query": (2, 2), "gallery": (2, 3)}
+
+
+MINIATURES = {"cub200": cub, "cars196": cars, "sop": sop, "inshop": inshop}
+
+
+@pytest.fixture
+def mini(tmp_path, monkeypatch):
+    "Write a miniature, and let its sizes be the published ones."
+
+    def write(name, make=None, **options) -> Path:
+        sizes = (make or MINIATURES[name])(tmp_path, **options)
+        sums = {file: calculate_md5(tmp_path / "cars196" / file) for file in BENCHMARKS[name].list_md5 if (tmp_path / "cars196" / file).is_file()}
+        monkeypatch.setitem(benchmarks.BENCHMARKS, name, replace(BENCHMARKS[name], sizes=sizes, list_md5=sums))
+        return tmp_path
+
+    return write
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch):
+    def refuse(url, *_, **__):
+        raise OSError(f"no network for {url}")
+
+    monkeypatch.setattr(listings, "download_url", refuse)
+
+
+def first_photo(root: Path, name: str) -> Path:
+    "The first training photo."
+    images = load_dataset(name, root).images
+    return images.folder / images.files[0]
+
+
+# Complete
+
+
+@pytest.mark.parametrize("name", MINIATURES)
+def test_a_complete_benchmark_opens(mini, name):
+    root = mini(name)
+    train, test = (load_dataset(name, root, split, check=True) for split in ("train", "test"))
+    sizes = BENCHMARKS[name].sizes
+    assert (len(train.classes), len(train)) == sizes["train"]
+    assert (len(test.classes), len(test)) == sizes.get("test", sizes.get("query"))
+    assert not set(train.classes) & set(test.classes)
+    assert sorted(set(train.labels.tolist())) == list(range(len(train.classes)))
+    assert train.images[0].shape == (3, 20, 24)
+    assert dataset_states(root)[name]["state"] == "there and complete"
+    assert f"train: {sizes['train'][0]} of {sizes['train'][0]} classes" in check_dataset(name, root)
+
+
+def test_labels_follow_the_lists(mini):
+    train = load_dataset("cub200", mini("cub200"))
+    assert train.classes == ["001.Bird_1", "002.Bird_2", "026.Bird_26"]
+    for file, label in zip(train.images.files, train.labels.tolist(), strict=True):
+        assert file.split("/")[1] == train.classes[label]
+
+
+@pytest.mark.parametrize("labels_in", ["", "devkit/"])
+def test_both_layouts_of_cars_give_the_same_classes(mini, tmp_path, labels_in):
+    one = load_dataset("cars196", mini("cars196"))
+    shutil.rmtree(tmp_path / "cars196")
+    other = load_dataset("cars196", mini("cars196", cars_devkit, labels_in=labels_in), check=True)
+    assert one.classes == other.classes == ["Make Model 1 2012", "Make Model 98 2012"]
+    assert one.labels.tolist() == other.labels.tolist() == [0, 0, 1, 1, 1]
+    assert one.images.files[0] == "car_ims/000001.jpg" and other.images.files[0] == "cars_train/00001.jpg"
+
+
+@pytest.mark.parametrize(
+    "eval_in, images_in",
+    [
+        ("inshop", "inshop"),
+        ("inshop/Eval", "inshop"),
+        ("inshop/In-shop Clothes Retrieval Benchmark/Eval", "inshop/In-shop Clothes Retrieval Benchmark/Img"),
+        ("In-shop Clothes Retrieval Benchmark/Eval", "In-shop Clothes Retrieval Benchmark/Img"),
+    ],
+)
+def test_queries_of_inshop_come_with_their_gallery(mini, eval_in, images_in):
+    query = load_dataset("inshop", mini("inshop", eval_in=eval_in, images_in=images_in), "test", check=True)
+    assert query.classes == query.gallery.classes == ["id_00000080", "id_00000081"]
+    assert (query.labels.tolist(), query.gallery.labels.tolist()) == ([0, 1], [0, 1, 1])
+    assert not set(query.images.files) & set(query.gallery.images.files)
+    for part in (query, query.gallery):
+        for file, label in zip(part.images.files, part.labels.tolist(), strict=True):
+            assert f"/{part.classes[label]}/" in file
+
+
+# Damage
+
+
+@pytest.mark.parametrize("name", MINIATURES)
+def test_a_missing_photo_is_named(mini, name):
+    root = mini(name)
+    lost = first_photo(root, name)
+    lost.unlink()
+    for split in ("train", "test"):  # a hole anywhere: the whole set is refused
+        with pytest.raises(ValueError, match=f"1 of .* listed images are missing .*{lost.name}.*allow_incomplete=True"):
+            load_dataset(name, root, split)
+    with pytest.raises(ValueError, match=lost.name):
+        check_dataset(name, root, decode=False)
+    assert dataset_states(root)[name]["state"].startswith("incomplete: ")
+    whole = BENCHMARKS[name].sizes["train"]
+    with pytest.warns(UserWarning, match=f"train: . of {whole[0]} classes, {whole[1] - 1} of {whole[1]} images"):
+        assert len(load_dataset(name, root, allow_incomplete=True)) == whole[1] - 1
+
+
+def test_a_class_without_photos_is_left_out_and_an_empty_split_refused(mini):
+    root = mini("cub200")
+    shutil.rmtree(root / "CUB_200_2011" / "images" / "002.Bird_2")
+    with pytest.warns(UserWarning, match="train: 2 of 3 classes"):
+        train = load_dataset("cub200", root, allow_incomplete=True)
+    assert train.classes == ["001.Bird_1", "026.Bird_26"] and train.labels.tolist() == [0, 0, 0, 1, 1, 1]
+    for folder in ("101.Bird_101", "150.Bird_150"):
+        shutil.rmtree(root / "CUB_200_2011" / "images" / folder)
+    with pytest.warns(UserWarning), pytest.raises(ValueError, match="no image of the test split is in"):
+        load_dataset("cub200", root, "test", allow_incomplete=True)
+
+
+def test_a_query_class_without_gallery_is_left_out(mini):
+    root = mini("inshop")
+    (root / "inshop/Img/img/WOMEN/Dresses/id_00000080/02_2_front.jpg").unlink()
+    with pytest.warns(UserWarning, match="gallery: 1 of 2 classes, 2 of 3 images"):
+        query = load_dataset("inshop", root, "test", allow_incomplete=True)
+    assert query.classes == query.gallery.classes == ["id_00000081"] and query.labels.tolist() == [0]
+
+
+@pytest.mark.parametrize("name", MINIATURES)
+def test_a_truncated_photo_is_found_by_its_path(mini, name):
+    root = mini(name)
+    broken = first_photo(root, name)
+    broken.write_bytes(broken.read_bytes()[:300])
+    for find in (lambda: load_dataset(name, root, check=True), lambda: check_dataset(name, root), lambda: load_dataset(name, root).images[0]):
+        with pytest.raises(ValueError, match=broken.name):
+            find()
+
+
+def test_a_truncated_photo_of_the_gallery_is_found(mini):
+    root = mini("inshop")
+    images = load_dataset("inshop", root, "test").gallery.images
+    broken = images.folder / images.files[0]
+    broken.write_bytes(broken.read_bytes()[:300])
+    with pytest.raises(ValueError, match=broken.name):
+        load_dataset("inshop", root, "test", check=True)
+
+
+def test_a_shorter_list_is_a_wrong_count(mini):
+    root = mini("sop")
+    file = root / "Stanford_Online_Products" / "Ebay_test.txt"
+    file.write_text("\n".join(file.read_text().splitlines()[:-1]) + "\n")
+    with pytest.raises(ValueError, match="test: 2 of 2 classes, 3 of 4 images"):
+        load_dataset("sop", root)
+
+
+def test_other_annotations_of_cars_are_told(mini):
+    root = mini("cars196")
+    rows = [{"relative_im_path": f"car_ims/{i:06d}.jpg", **BOX, "class": c, "test": 0} for i, c in enumerate(CARS[:5] + [100, 100, 101], 1)]
+    savemat(root / "cars196" / "cars_annos.mat", {"annotations": structs(rows), "class_names": CAR_NAMES})  # same counts, other classes
+    with pytest.raises(ValueError, match="cars_annos.mat has the MD5 [0-9a-f]{32}, not"):
+        load_dataset("cars196", root)
+    (root / "cars196" / "cars_annos.mat").write_bytes(b"MATLAB 5.0 MAT-file, cut short")
+    with pytest.raises(ValueError, match="cars_annos.mat: expected a MATLAB file with annotations with the fields relative_im_path, class"):
+        load_dataset("cars196", root)
+
+
+LISTS = {
+    "sop header": ("sop", "Stanford_Online_Products/Ebay_train.txt", "image_id class_id", "id class", "line 1: expected the header"),
+    "sop columns": ("sop", "Stanford_Online_Products/Ebay_train.txt", "2 1 1 ", "2 1 ", "line 3: expected 4 values"),
+    "sop twice": ("sop", "Stanford_Online_Products/Ebay_train.txt", "1871_1", "1871_0", "line 3: expected each path once"),
+    "sop both": ("sop", "Stanford_Online_Products/Ebay_test.txt", "1 3 1 b", "1 2 1 b", "1 classes in both parts"),
+    "cub number": ("cub200", "CUB_200_2011/image_class_labels.txt", "4 2\n", "4 two\n", "line 4: expected a whole number as class_id"),
+    "cub name": ("cub200", "CUB_200_2011/image_class_labels.txt", "4 2\n", "4 999\n", "got none for class 999"),
+    "cub order": ("cub200", "CUB_200_2011/image_class_labels.txt", "4 2\n", "", r"images.txt \(15 lines\) and image_class_labels.txt \(14 lines\)"),
+    "inshop header": ("inshop", "inshop/Eval/list_eval_partition.txt", "item_id", "item", "line 2: expected the header"),
+    "inshop count": ("inshop", "inshop/Eval/list_eval_partition.txt", "8\n", "9\n", "line 1: expected the number of rows, 8, got '9'"),
+    "inshop word": ("inshop", "inshop/Eval/list_eval_partition.txt", "query\n", "probe\n", "line 6: expected train, query or gallery"),
+}
+
+
+@pytest.mark.parametrize("damage", LISTS)
+def test_a_damaged_list_is_told_with_file_and_line(mini, damage):
+    name, file, old, new, message = LISTS[damage]
+    root = mini(name)
+    text = (root / file).read_text()
+    assert old in text
+    (root / file).write_text(text.replace(old, new, 1))
+    with pytest.raises(ValueError, match=message) as error:
+        load_dataset(name, root, allow_incomplete=True)
+    assert str(root) in str(error.value)
+    assert dataset_states(root)[name]["state"].startswith("incomplete: ")
+
+
+# Archives
+
+
+def tar_with(path: Path, members: dict[str, bytes], *special: tarfile.TarInfo) -> Path:
+    with tarfile.open(path, "w:gz") as archive:
+        for name, content in members.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+        for member in special:
+            archive.addfile(member)
+    return path
+
+
+def zip_with(path: Path, members: dict[str, bytes], mode: int = 0) -> Path:
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in members.items():
+            member = zipfile.ZipInfo(name)
+            member.external_attr = mode << 16
+            archive.writestr(member, content)
+    return path
+
+
+def special(name: str, kind: bytes, linkname: str = "") -> tarfile.TarInfo:
+    member = tarfile.TarInfo(name)
+    member.type, member.linkname = kind, linkname
+    return member
+
+
+BAD_ARCHIVES = {
+    "tar ..": lambda f: tar_with(f / "a.tgz", {"a/ok": b"1", "a/../../outside": b"1"}),
+    "tar absolute": lambda f: tar_with(f / "a.tgz", {"a/ok": b"1", f"{f}/outside": b"1"}),
+    "tar symlink": lambda f: tar_with(f / "a.tgz", {"a/ok": b"1"}, special("a/link", tarfile.SYMTYPE, "../../outside")),
+    "tar absolute symlink": lambda f: tar_with(f / "a.tgz", {"a/ok": b"1"}, special("a/link", tarfile.SYMTYPE, "/etc")),
+    "tar hard link": lambda f: tar_with(f / "a.tgz", {"a/ok": b"1"}, special("a/link", tarfile.LNKTYPE, "../secret")),
+    "tar device": lambda f: tar_with(f / "a.tgz", {"a/ok": b"1"}, special("a/null", tarfile.CHRTYPE)),
+    "zip ..": lambda f: zip_with(f / "a.zip", {"a/ok": b"1", "a/../../outside": b"1"}),
+    "zip absolute": lambda f: zip_with(f / "a.zip", {"a/ok": b"1", f"{f}/outside": b"1"}),
+    "zip symlink": lambda f: zip_with(f / "a.zip", {"a/link": b"/etc"}, stat.S_IFLNK | 0o777),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_ARCHIVES)
+def test_an_archive_that_reaches_outside_is_refused(tmp_path, kind):
+    (tmp_path / "secret").write_text("secret")
+    archive = BAD_ARCHIVES[kind](tmp_path)
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(ValueError, match="expected files inside one folder, got the member|outside the destination|is a special file|absolute path"):
+        fetch(tmp_path / "a", archive.name, [tmp_path], calculate_md5(archive), None, "")
+    assert [p for p in sorted(tmp_path.iterdir()) if p.name != ".a.lock"] == before
+
+
+def packed(root: Path, name: str, monkeypatch) -> Path:
+    "The official archive of a miniature, in place of its folder."
+    archive = root / BENCHMARKS[name].archive
+    folder = root / BENCHMARKS[name].folders[0]
+    if archive.suffix == ".zip":
+        shutil.make_archive(str(archive.with_suffix("")), "zip", root, folder.name)
+    else:
+        with tarfile.open(archive, "w:gz") as content:
+            content.add(folder, folder.name)
+    shutil.rmtree(folder)
+    monkeypatch.setitem(benchmarks.BENCHMARKS, name, replace(BENCHMARKS[name], md5=calculate_md5(archive)))
+    return archive
+
+
+@pytest.mark.parametrize("name", ["cub200", "sop"])
+def test_an_archive_in_the_root_is_unpacked_on_first_use(mini, monkeypatch, name):
+    root = mini(name)
+    archive = packed(root, name, monkeypatch)
+    assert dataset_states(root)[name]["state"] == f"{archive.name} is there, unpacked on first use"
+    with pytest.raises(ValueError, match="is there, unpacked on first use"):
+        check_dataset(name, root)
+    assert not (root / BENCHMARKS[name].folders[0]).exists()  # looking changes nothing
+    assert len(load_dataset(name, root, check=True)) == BENCHMARKS[name].sizes["train"][1]
+    archive.unlink()
+    assert len(load_dataset(name, root, "test")) == BENCHMARKS[name].sizes["test"][1]  # no second time
+
+
+def test_photo_archives_beside_the_lists_are_unpacked(mini, monkeypatch):
+    root = mini("cars196")
+    with tarfile.open(root / "cars196" / "car_ims.tgz", "w:gz") as content:
+        content.add(root / "cars196" / "car_ims", "car_ims")
+    shutil.rmtree(root / "cars196" / "car_ims")
+    monkeypatch.setitem(benchmarks.BENCHMARKS, "cars196", replace(BENCHMARKS["cars196"], md5=calculate_md5(root / "cars196" / "car_ims.tgz")))
+    assert len(load_dataset("cars196", root, check=True)) == 5
+    mini("inshop")
+    shutil.make_archive(str(root / "inshop" / "Img" / "img"), "zip", root / "inshop" / "Img", "img")
+    shutil.rmtree(root / "inshop" / "Img" / "img")
+    assert len(load_dataset("inshop", root, "test", check=True).gallery) == 3
+
+
+def test_a_wrong_checksum_is_told_and_nothing_deleted(mini, monkeypatch):
+    root = mini("cub200")
+    archive = packed(root, "cub200", monkeypatch)
+    content = bytearray(archive.read_bytes())
+    content[len(content) // 2] ^= 1
+    archive.write_bytes(content)
+    with pytest.raises(ValueError, match=f"CUB_200_2011.tgz: expected the MD5 {BENCHMARKS['cub200'].md5}, got {calculate_md5(archive)}.*Replace it"):
+        load_dataset("cub200", root)
+    assert archive.read_bytes() == content and not (root / "CUB_200_2011").exists()
+
+
+def test_an_archive_without_published_checksum_that_is_cut_short_leaves_nothing(mini):
+    root = mini("inshop")
+    shutil.make_archive(str(root / "inshop" / "img"), "zip", root / "inshop" / "Img", "img")
+    shutil.rmtree(root / "inshop" / "Img")
+    archive = root / "inshop" / "img.zip"
+    archive.write_bytes(archive.read_bytes()[:-200])
+    with pytest.raises(ValueError, match="cannot be made from img.zip .BadZipFile"):
+        load_dataset("inshop", root)
+    assert not (root / "inshop" / "img").exists() and not (root / "inshop" / ".img.part").exists()
+
+
+def test_what_cannot_be_had_says_what_to_put_where(tmp_path):
+    for name, message in {
+        "cub200": "no network for https://data.caltech.edu.*put the official CUB_200_2011.tgz into",
+        "sop": "no network for ftp://cs.stanford.edu.*put the official Stanford_Online_Products.zip into",
+        "cars196": "The official links are dead. Put car_ims.tgz",
+        "inshop": "It needs an agreement.*Img/img.zip into",
+        "omniglot": "no network for .*put the official images_background.zip into",
+    }.items():
+        with pytest.raises(ValueError, match=message) as error:
+            load_dataset(name, tmp_path)
+        assert str(tmp_path) in str(error.value)
+
+
+def test_a_download_that_fails_half_way_is_no_archive(tmp_path, mini, monkeypatch):
+    def download(url, folder, filename, md5):
+        (Path(folder) / filename).write_bytes(b"half")
+        if calculate_md5(Path(folder) / filename) != md5:
+            raise RuntimeError("File not found or corrupted.")
+
+    monkeypatch.setattr(listings, "download_url", download)
+    with pytest.raises(ValueError, match="corrupted"):
+        load_dataset("cub200", tmp_path)
+    assert not (tmp_path / "CUB_200_2011.tgz").exists() and not (tmp_path / "CUB_200_2011").exists()
+    mini("cub200")
+    whole = packed(tmp_path, "cub200", monkeypatch).rename(tmp_path / "elsewhere")
+    monkeypatch.setattr(listings, "download_url", lambda url, folder, filename, md5: shutil.copy(whole, Path(folder) / filename))
+    assert len(load_dataset("cub200", tmp_path)) == 9
+    assert not list(tmp_path.glob(".*.part"))
+
+
+FETCH = """
+import sys, time
+from pathlib import Path
+from see_nb import listings
+root, md5, seconds = Path(sys.argv[1]), sys.argv[2], float(sys.argv[3])
+extract = listings.extract
+def slow(archive, folder):
+    extract(archive, folder)
+    (root / "begun").touch()
+    time.sleep(seconds)
+    if seconds < 60:
+        with open(root / "count", "a") as file:
+            file.write("x")
+listings.extract = slow
+listings.fetch(root / "birds", "birds.tgz", [root], md5, None, "")
+assert sorted(p.name for p in (root / "birds").iterdir()) == ["1", "2"]
+"""
+
+
+def fetch_elsewhere(root: Path, seconds: float) -> subprocess.Popen:
+    return subprocess.Popen([sys.executable, "-c", FETCH, root, calculate_md5(root / "birds.tgz"), str(seconds)])
+
+
+def test_an_extraction_killed_half_way_is_not_taken_for_whole(tmp_path):
+    archive = tar_with(tmp_path / "birds.tgz", {"birds/1": b"one", "birds/2": b"two"})
+    process = fetch_elsewhere(tmp_path, 60)
+    for _ in range(600):
+        if (tmp_path / "begun").exists():
+            break
+        time.sleep(0.1)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert (tmp_path / ".birds.part" / "birds" / "1").exists() and not (tmp_path / "birds").exists()
+    (tmp_path / ".birds.part" / "birds" / "3").touch()
+    fetch(tmp_path / "birds", archive.name, [tmp_path], calculate_md5(archive), None, "")
+    assert sorted(p.name for p in (tmp_path / "birds").iterdir()) == ["1", "2"]
+    assert not (tmp_path / ".birds.part").exists()
+
+
+def test_two_processes_unpack_once(tmp_path):
+    tar_with(tmp_path / "birds.tgz", {"birds/1": b"one", "birds/2": b"two"})
+    processes = [fetch_elsewhere(tmp_path, 1) for _ in range(2)]
+    assert [process.wait(120) for process in processes] == [0, 0]
+    assert (tmp_path / "count").read_text() == "x"
+
+
+def test_a_good_archive_unpacks_as_it_is(tmp_path):
+    for make, name in ((tar_with, "a.tgz"), (zip_with, "a.zip")):
+        extract(make(tmp_path / name, {"a/b/1": b"one", "a/2": b"two"}), tmp_path / name.replace(".", "_"))
+        assert (tmp_path / name.replace(".", "_") / "a" / "b" / "1").read_bytes() == b"one"
+
+
+# Your own photos
+
+
+@pytest.fixture
+def own(tmp_path) -> Path:
+    for name in ("cup", "fork", "knife", "plate", "spoon", "wok"):
+        for k in range(2):
+            photo(tmp_path / "own" / name / ("deep/er" if k else "") / f"{k}.jpeg")
+    (tmp_path / "own" / "wok").rename(tmp_path / "wok")
+    (tmp_path / "own" / "wok").symlink_to(tmp_path / "wok")
+    photo(tmp_path / "own" / "cup" / ".thumbnail.jpg")
+    photo(tmp_path / "own" / ".cache" / "x.jpg")
+    return tmp_path / "own"
+
+
+def test_folder_splits_by_class(own):
+    train, test = load_dataset("folder", own, check=True), load_dataset("folder", own, "test", check=True)
+    assert (len(train), len(test)) == (6, 6)
+    assert sorted(train.classes + test.classes) == ["cup", "fork", "knife", "plate", "spoon", "wok"]
+    again = load_dataset("folder", own, seed=0)
+    assert again.classes == train.classes and again.images.files == train.images.files
+    assert len({tuple(load_dataset("folder", own, seed=s).classes) for s in range(6)}) > 1
+    assert len(load_dataset("folder", own, test_fraction=1 / 6).classes) == 5
+    assert load_dataset("folder", own, "test", test_classes=["wok", "cup"]).classes == ["cup", "wok"]
+    assert "all 12 photos decode" in check_dataset("folder", own)
+
+
+def test_labels_csv_gives_classes_and_splits(own):
+    (own / "labels.csv").write_text("path,label\ncup/0.jpeg,round\nplate/0.jpeg,round\nfork/0.jpeg,long\n")
+    assert len(load_dataset("folder", own)) + len(load_dataset("folder", own, "test")) == 3
+    (own / "labels.csv").write_bytes(b'\xef\xbb\xbfpath,label,split\r\ncup/0.jpeg,"round, deep",train\r\nfork/0.jpeg,long,test\r\n')  # as Excel writes it
+    assert load_dataset("folder", own).classes == ["round, deep"] and load_dataset("folder", own, "test").classes == ["long"]
+
+
+CSVS = {
+    "file,label\n": r"labels.csv, line 1: expected the header 'path,label', got 'file,label'",
+    "path;label\ncup/0.jpeg;a\n": "line 1: expected the header 'path,label', got 'path;label'",
+    "": "line 1: expected the header 'path,label', got 'the end of the file'",
+    "path,label\ncup/0.jpeg\n": "line 2: expected 2 values",
+    "path,label\ncup/0.jpeg,\n": "line 2: expected 2 values",  # an image with no class
+    "path,label\ncup/0.jpeg,a\ncup/0.jpeg,b\n": "line 3: expected each path once",
+    "path,label,split\ncup/0.jpeg,a,train\nfork/0.jpeg,b,val\n": "line 3: expected train or test as split",
+    "path,label,split\ncup/0.jpeg,a,train\nfork/0.jpeg,a,test\nwok/0.jpeg,b,test\n": "got 1 classes in both parts of .*, a.",
+    "path,label,split\ncup/0.jpeg,a,train\nfork/0.jpeg,b,train\n": "got no test. Add some",
+    "path,label\ncup/0.jpeg,a\nfork/9.jpeg,b\n": r"1 of 2 listed images are missing \(fork/9.jpeg\)",
+    "path,label\ncup/0.jpeg,a\nfork/0.jpeg,a\n": r"expected at least two classes, .* got \['a'\]",
+}
+
+
+@pytest.mark.parametrize("text", CSVS)
+def test_a_wrong_labels_csv_is_told(own, text):
+    (own / "labels.csv").write_text(text)
+    with pytest.raises(ValueError, match=CSVS[text]):
+        load_dataset("folder", own)
+
+
+def test_a_wrong_folder_is_told(own, tmp_path):
+    (own / "labels.csv").write_text("path,label,split\ncup/0.jpeg,a,train\nfork/0.jpeg,b,test\n")
+    with pytest.raises(ValueError, match="has a column split already"):
+        load_dataset("folder", own, test_classes=["a"])
+    (own / "labels.csv").unlink()
+    for options, message in (
+        ({"test_classes": ["pan"]}, r"got the unknown \['pan'\]"),
+        ({"test_classes": ["cup", "fork", "knife", "plate", "spoon", "wok"]}, "expected some, not all"),
+        ({"test_fraction": 0.99}, "test_fraction: expected a share"),
+        ({"fraction": 0.5}, "got fraction for 'folder'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            load_dataset("folder", own, **options)
+    photo(own / "stray.png")
+    with pytest.raises(ValueError, match=r"got 1 images with no class \(stray.png\)"):
+        load_dataset("folder", own)
+    (tmp_path / "empty" / "a").mkdir(parents=True)
+    with pytest.raises(ValueError, match="expected sub-folders with images .*, or a labels.csv, got neither"):
+        load_dataset("folder", tmp_path / "empty")
+    photo(tmp_path / "empty" / "a" / "1.png")
+    with pytest.raises(ValueError, match=r"expected at least two classes, .* got \['a'\]"):
+        load_dataset("folder", tmp_path / "empty")
+    photo(tmp_path / "splits" / "train" / "a" / "1.png")
+    photo(tmp_path / "splits" / "test" / "b" / "1.png")
+    with pytest.raises(ValueError, match="which look like splits"):
+        load_dataset("folder", tmp_path / "splits")
+
+
+def test_the_split_of_a_folder_is_fixed(own):
+    "The same names are drawn on every machine and by every version."
+    frame = read_folder(own)
+    assert sorted(set(frame.label[frame.split == "test"])) == ["fork", "knife", "wok"]
+
+
+# The official lists of CUB
+
+
+@needs_cub
+def test_the_official_lists_of_cub_have_the_published_sizes():
+    for name, n_classes in (("cub200", 200), ("cub50", 50)):
+        frame = read_cub(REAL_CUB, n_classes)
+        for split, size in BENCHMARKS[name].sizes.items():
+            part = frame[frame.split == split]
+            assert (part.label.nunique(), len(part)) == size
+        numbers = frame.label.str[:3].astype(int)
+        assert (numbers.between(1, n_classes // 2) == (frame.split == "train")).all()
+        assert (frame.path.str.split("/").str[1] == frame.label).all()
+
+
+@needs_cub
+def test_the_first_fifty_classes_are_refused_as_cub200_and_opened_as_cub50():
+    if (REAL_CUB / "images" / "200.Common_Yellowthroat").is_dir():
+        pytest.skip("CUB_200_2011 is complete in the data root")
+    for split in ("train", "test"):
+        with pytest.raises(ValueError, match=r"8,899 of 11,788 listed images are missing \(images/051.Horned_Grebe/.*train: 50 of 100 classes, 2,889 of 5,864 images"):
+            load_dataset("cub200", split=split)
+    with pytest.warns(UserWarning, match="test: 0 of 100 classes, 0 of 5,924 images"):
+        train = load_dataset("cub200", allow_incomplete=True)
+    assert (len(train.classes), len(train)) == (50, 2_889)
+    with pytest.warns(UserWarning), pytest.raises(ValueError, match="no image of the test split"):
+        load_dataset("cub200", split="test", allow_incomplete=True)
+    train, test = load_dataset("cub50"), load_dataset("cub50", split="test")
+    assert (len(train.classes), len(train), len(test.classes), len(test)) == (25, 1_402, 25, 1_487)
+    assert "test: 25 of 25 classes, 1,487 of 1,487 images" in check_dataset("cub50", decode=False)
+
+
+@needs_cub
+def test_grey_photos_of_cub_open_as_colour():
+    grey = 0
+    for split in ("train", "test"):
+        images = load_dataset("cub50", split=split).images
+        for i, file in enumerate(images.files):
+            with Image.open(images.folder / file) as photo:
+                mode = photo.mode
+            if mode == "L":
+                grey += 1
+                pixels = images[i]
+                assert pixels.shape[0] == 3 and pixels.float().std() > 0
+                assert (pixels[0] == pixels[1]).all() and (pixels[0] == pixels[2]).all()
+    assert grey == 2
+
+
+def test_files_are_looked_up_a_folder_at_a_time(tmp_path, monkeypatch):
+    for i in range(200):
+        (tmp_path / str(i % 4)).mkdir(exist_ok=True)
+        (tmp_path / str(i % 4) / str(i)).touch()
+    calls, scandir = [], os.scandir
+    monkeypatch.setattr(os, "scandir", lambda path: calls.append(path) or scandir(path))
+    there = listings._on_disk(tmp_path, [f"{i % 4}/{i}" for i in range(201)] + ["nowhere/1"])
+    assert there.tolist() == [True] * 200 + [False] * 2
+    assert len(calls) == 5
+
+
+def test_opening_takes_time_in_proportion_to_the_number_of_classes(tmp_path, monkeypatch):
+    monkeypatch.setattr(listings, "_on_disk", lambda folder, paths: np.ones(len(paths), dtype=bool))
+
+    def seconds(n):
+        frame = pd.DataFrame({"path": [f"{i}.jpg" for i in range(2 * n)], "label": [str(i // 2) for i in range(2 * n)]})
+        frame["split"] = np.where(np.arange(2 * n) < n, "train", "test")
+        listing = listings.Listing("many", tmp_path, frame, {"train": (n // 2, n), "test": (n // 2, n)}, "")
+        start = time.perf_counter()
+        assert len(listing.open("train").classes) == n // 2
+        return time.perf_counter() - start
+
+    assert seconds(40_000) < 40 * min(seconds(4_000) for _ in range(3))
