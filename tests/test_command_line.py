@@ -1,6 +1,7 @@
 "What a user sees: help, errors, the book, and Ctrl-C."
 
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -8,7 +9,9 @@ import time
 from pathlib import Path
 
 import nbformat
+import numpy as np
 import pytest
+from PIL import Image
 
 from see_nb.results import read_rows
 
@@ -18,10 +21,10 @@ def test_help_names_every_command_and_option(see_nb_command):
     assert all(command in overview for command in ("reproduce", "train", "evaluate", "datasets"))
     for command, options in {
         "reproduce": ("--preset", "--output"),
-        "train": ("--dataset", "--root", "--backbone", "--embedding-size", "--loss", "--see", "--no-see", "--n-expansion",
-                  "--weight", "--epochs", "--seed", "--output"),
+        "train": ("--preset", "--dataset", "--root", "--backbone", "--weights", "--embedding-size", "--image-size", "--loss", "--see",
+                  "--no-see", "--n-expansion", "--weight", "--epochs", "--precision", "--seed", "--output", "--resume", "--show"),
         "evaluate": ("--checkpoint", "--dataset", "--root"),
-        "datasets": ("--root",),
+        "datasets": ("check", "--root", "--no-decode"),
     }.items():  # fmt: skip
         text = see_nb_command(command, "--help").stdout
         for option in options:
@@ -31,12 +34,15 @@ def test_help_names_every_command_and_option(see_nb_command):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["train", "--dataset", "cub"], "dataset: expected one of glyphs, omniglot, got 'cub'"),
+        (["train", "--dataset", "cub"], "dataset: expected one of glyphs, omniglot, cub200, cub50, cars196, sop, inshop, folder, got 'cub'"),
         (["train", "--root", "/no/such/folder"], "root: there is no folder /no/such/folder"),
         (["train", "--embedding-size", "8"], "need at least 9 (K + 1), got 8"),
         (["train", "--batch-size", "2"], "A batch of one class has nothing to push apart"),
         (["train", "--backbone", "resnet5o"], "Close: resnet50"),
-        (["train", "--loss", "triplet"], "loss: expected one of proxy_anchor"),
+        (["train", "--loss", "triplets"], "loss: expected one of "),
+        (["train", "--preset", "cub200-deit-128"], "Close: cub200-deit_small-128"),
+        (["train", "--preset", "cub200-deit_small-128", "--embedding-size", "8"], "need at least 9 (K + 1), got 8"),
+        (["train", "--dataset", "folder"], "root: expected the folder of your own photos"),
         (["evaluate", "--checkpoint", "/none.pt"], "checkpoint: there is no file /none.pt"),
         (["reproduce", "--notebooks", "/none"], "there is no 10_quick_run.ipynb in /none"),
     ],
@@ -51,6 +57,48 @@ def test_an_unknown_option_is_exit_code_2(see_nb_command):
     assert see_nb_command("train", "--embeding-size", "8").returncode == 2
 
 
+def test_every_training_command_of_the_readme_is_understood(see_nb_command, root):
+    lines = re.findall(r"see-nb train [^`\n]*--(?:dataset|preset)[^`\n]*", (root / "README.md").read_text())
+    assert len(lines) >= 4
+    for line in lines:
+        done = see_nb_command(*shlex.split(line)[1:], "--show")
+        assert done.returncode == 0 and "embedding_size" in done.stdout, (line, done.stderr)
+
+
+@pytest.fixture
+def album(tmp_path) -> Path:
+    "Photos of twelve classes, four each."
+    colours = np.random.default_rng(0).integers(0, 200, (12, 3))
+    for label, colour in enumerate(colours):
+        (tmp_path / "photos" / f"kind {label}").mkdir(parents=True)
+        for i in range(4):
+            pixels = colour + np.random.default_rng(i).integers(0, 56, (90 + i, 100, 3))
+            Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / "photos" / f"kind {label}" / f"{i}.jpg")
+    return tmp_path / "photos"
+
+
+def test_your_own_photos_from_check_to_evaluation(see_nb_command, album, tmp_path):
+    check = ("datasets", "check", "folder", "--root", album)
+    done = see_nb_command(*check)
+    assert done.returncode == 0 and "train: 6 of 6 classes, 24 of 24 images" in done.stdout
+    train = ("train", "--dataset", "folder", "--root", album, "--output", tmp_path / "run", "--backbone", "conv4", "--image-size", 64,
+             "--epochs", 2, "--batch-size", 8, "--validation", 0)  # fmt: skip
+    done = see_nb_command(*train)
+    assert done.returncode == 0, done.stderr
+    assert "Proxy-Anchor + SEE on folder" in done.stdout and "img/s" in done.stderr
+    metrics = [line.split() for line in done.stdout.splitlines() if line.endswith("%")]
+    done = see_nb_command("evaluate", "--checkpoint", tmp_path / "run" / "checkpoint.pt", "--root", album)
+    assert [line.split() for line in done.stdout.splitlines() if line.endswith("%")] == metrics
+    assert see_nb_command(*train).returncode == 2  # nothing is overwritten
+    done = see_nb_command(*train, "--resume")
+    assert done.returncode == 0 and len(read_rows(tmp_path / "run" / "results.jsonl")) == 1
+    photo = album / "kind 3" / "2.jpg"
+    photo.write_bytes(photo.read_bytes()[:200])
+    done = see_nb_command(*check)
+    assert done.returncode == 1 and "1 of 48 photos are damaged" in done.stderr and "kind 3/2.jpg" in done.stderr
+    assert see_nb_command(*check, "--no-decode").returncode == 0
+
+
 def test_datasets_lists_where_what_and_how(see_nb_command, tmp_path):
     text = see_nb_command("datasets", "--root", tmp_path).stdout
     assert "not drawn yet" in text and "not there" in text and str(tmp_path / "omniglot-py") in text
@@ -63,7 +111,7 @@ def toy_notebooks(tmp_path) -> Path:
     run = (
         "import os, time\nfrom pathlib import Path\nfrom tqdm import tqdm\nfrom see_nb.results import append_row, read_rows\n"
         "path = Path(os.environ['SEE_NB_OUTPUT']) / 'results.jsonl'\nn = len(read_rows(path))\n"
-        "for i in tqdm(range(n, 5)):\n    append_row({'i': i}, path)\n    time.sleep(0.5)"
+        "for i in tqdm(range(n, 5)):\n    append_row({'i': i}, path)\n    time.sleep(1)"
     )
     report = (
         "import os, pandas as pd, matplotlib.pyplot as plt\nfrom see_nb.results import read_rows\n"
@@ -103,7 +151,7 @@ def test_after_ctrl_c_finished_rows_stay_and_the_next_call_goes_on(toy_notebooks
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     kept = len(read_rows(rows))
-    assert process.returncode == 130 and "the same command goes on from there" in errors
+    assert process.returncode == 130 and "`reproduce` goes on by itself" in errors
     assert "Traceback" not in errors and 2 <= kept < 5
     time.sleep(1.5)
     assert len(read_rows(rows)) == kept  # the kernel is gone as well

@@ -12,7 +12,7 @@ from unittest.mock import patch
 import pytest
 import torch
 
-from see_nb import training
+from see_nb import steps, training
 from see_nb.checkpoints import read_checkpoint, save_checkpoint
 from see_nb.datasets import data_root, dataset_states, load_dataset
 from see_nb.images import Crops, RetrievalDataset
@@ -228,7 +228,7 @@ def test_a_checkpoint_of_another_recipe_is_not_resumed(tiny, tmp_path):
 
 def test_half_precision_keeps_head_and_loss_in_single(tiny):
     seen = []
-    real = training.Step.forward
+    real = steps.Step.forward
 
     def forward(self, images, labels):
         layers = [self.encoder.backbone[0], self.encoder.head]
@@ -239,7 +239,7 @@ def test_half_precision_keeps_head_and_loss_in_single(tiny):
             hook.remove()
         return value, broken
 
-    with patch.object(training.Step, "forward", forward):
+    with patch.object(steps.Step, "forward", forward):
         run = train(replace(SMALL, precision="bf16", epochs=6), progress=False)
     assert set(seen[0::3]) == {torch.bfloat16} and set(seen[1::3]) == {torch.float32} and set(seen[2::3]) == {torch.float32}
     assert run.metrics["recall_at_1"] > 0.5 and run.loss.proxies.dtype == torch.float32
@@ -282,7 +282,7 @@ PROCESSES = """
 import sys
 from unittest.mock import patch
 import torch
-from see_nb import training
+from see_nb import steps, training
 from see_nb.datasets import load_dataset
 from see_nb.evaluation import embed, evaluate
 from see_nb.recipes import Recipe
@@ -377,12 +377,12 @@ def test_photos_are_checked_before_training_starts(tmp_path):
     for label in range(6):
         damaged = tmp_path / f"class {label}" / "2.jpg"
         damaged.write_bytes(damaged.read_bytes()[:150])
-    steps = []
-    with patch.object(training._Training, "train_step", lambda *a: steps.append(a)):
+    taken = []
+    with patch.object(training._Training, "train_step", lambda *a: taken.append(a)):
         for resize in (-1, 0):
             with pytest.raises(ValueError, match=r"class \d/2.jpg"):
                 train(replace(recipe, resize=resize), root=tmp_path, progress=False)
-    assert not steps
+    assert not taken
     with pytest.raises(ValueError, match=r"class \d/2.jpg"):  # without the check: at first use
         train(replace(recipe, resize=0), root=tmp_path, progress=False, check=False)
 
