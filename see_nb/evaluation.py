@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from .any_loss import unwrapped
 from .datasets import recall_ks
 from .images import Crops, Photos, RetrievalDataset, locked, test_transform, train_transform
 from .losses import class_proxies
@@ -104,10 +105,13 @@ def _histogram(values: Tensor) -> list[float]:
 def proxy_similarity(
     embeddings: Tensor,  # unit rows, (N, D)
     labels: Tensor,  # (N,)
-    objective: nn.Module,  # a loss with one proxy a class, inside SEE or not
-) -> dict[str, list[float]]:  # two histograms over SIMILARITY_BINS
+    objective: nn.Module,  # a loss, inside SEE or not
+) -> dict[str, list[float]]:  # two histograms over SIMILARITY_BINS; empty for a loss without one proxy a class
     "Cosine of embeddings to their own and to the nearest other proxy."
-    proxies = F.normalize(class_proxies(getattr(objective, "loss", objective)).detach().float().cpu(), dim=-1)
+    try:
+        proxies = F.normalize(class_proxies(unwrapped(objective)).detach().float().cpu(), dim=-1)
+    except ValueError:
+        return {}
     own, other = [], []
     for rows, of in zip(embeddings.split(4096), labels.split(4096)):  # (N, C) at once can be gigabytes
         similarity = rows @ proxies.T

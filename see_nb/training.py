@@ -22,6 +22,7 @@ from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from .baselines import LOSSES, Mined
 from .checkpoints import read_checkpoint, save_checkpoint
 from .curriculum import ExpansionSchedule
 from .datasets import data_root, load_dataset
@@ -29,7 +30,7 @@ from .evaluation import crop_features, embed, evaluate, image_loader, neighbours
 from .images import Photos, RetrievalDataset, cache_photos, check_photos, resized, split_classes, train_transform
 from .losses import SEELoss
 from .models import create_model
-from .recipes import LOSSES, Recipe
+from .recipes import Recipe
 from .results import append_row, machine, read_rows
 from .steps import FRAMES, NETWORK, ClassBatches, Step, chances, check_finite, make_optimizer
 
@@ -46,8 +47,8 @@ class Run:
 
     @property
     def loss(self) -> nn.Module:
-        "The loss inside SEE, with its proxies."
-        return self.objective.loss if isinstance(self.objective, SEELoss) else self.objective
+        "The loss without SEE and miner, with its proxies."
+        return self.objective.loss if isinstance(self.objective, (SEELoss, Mined)) else self.objective
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -70,11 +71,12 @@ def make_objective(
     n_classes: int,  # of the training images
 ) -> nn.Module:  # the loss, inside SEE or not
     "The loss of a recipe."
-    loss = LOSSES[recipe.loss][1](n_classes, recipe.embedding_size)
+    baseline = LOSSES[recipe.loss]
+    loss, miner = baseline.make(n_classes, recipe.embedding_size), baseline.miner() if baseline.miner else None
     if not recipe.see:
-        return loss
+        return Mined(loss, miner) if miner else loss
     curriculum = ExpansionSchedule(recipe.epochs, high=recipe.fraction)
-    options = {"encoder_grad": recipe.encoder_grad, "expansion": recipe.expansion}
+    options = {"encoder_grad": recipe.encoder_grad, "expansion": recipe.expansion, "miner": miner}
     return SEELoss(loss, recipe.n_expansion, recipe.weight, curriculum, **options)
 
 

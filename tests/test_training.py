@@ -3,7 +3,6 @@
 import json
 import math
 import os
-import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -13,12 +12,14 @@ import pytest
 import torch
 
 from see_nb import steps, training
-from see_nb.checkpoints import read_checkpoint, save_checkpoint
+from see_nb.augmentations import EXPANSIONS
+from see_nb.baselines import LOSSES
+from see_nb.checkpoints import read_checkpoint
 from see_nb.datasets import data_root, dataset_states, load_dataset
 from see_nb.images import Crops, RetrievalDataset
 from see_nb.losses import SEELoss
-from see_nb.recipes import LOSSES, PRESETS, Recipe
-from see_nb.results import comparison_table, read_rows
+from see_nb.recipes import PRESETS, Recipe
+from see_nb.results import comparison_table, read_rows, small_experiments
 from see_nb.training import load_model, train
 
 SMALL = Recipe(embedding_size=12, epochs=1, width=4, batch_size=24, validation=0.0)
@@ -41,9 +42,10 @@ def tiny(monkeypatch):
 
 def same_weights(one, other):
     "Whether two checkpoints hold the same model and the same loss, to the bit."
-    return all(
-        torch.equal(a, b) for part in ("model", "objective") for a, b in zip(one[part].values(), other[part].values(), strict=True)
-    )
+    def equal(a, b):
+        return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b  # a loss may keep numbers besides tensors
+
+    return all(equal(a, b) for part in ("model", "objective") for a, b in zip(one[part].values(), other[part].values(), strict=True))
 
 
 def run_python(code, *arguments, launcher=()):
@@ -76,11 +78,41 @@ def test_methods_of_one_seed_share_their_start_and_batches(tiny):
     assert longer[0][2]["loss"] < longer[1][2]["loss"]  # later the second term counts
 
 
-@pytest.mark.parametrize("loss", list(LOSSES))
+@pytest.mark.parametrize("loss", [name for name, baseline in LOSSES.items() if baseline.kind != "graded pairs"])
 def test_every_loss_trains_with_and_without_see(tiny, loss):
+    each = LOSSES[loss].samples_per_class
+    recipe = replace(SMALL, loss=loss, epochs=8, samples_per_class=each, batch_size=each * max(24 // each, 2))
     for see in (False, True):
-        run = train(replace(SMALL, loss=loss, see=see, epochs=6), progress=False)
+        run = train(replace(recipe, see=see), progress=False)
         assert run.metrics["recall_at_1"] > 0.5 and math.isfinite(run.row["history"][-1]["loss"])
+
+
+@pytest.mark.parametrize("loss", ["proxy_anchor", "curricularface", "soft_triple", "triplet_distance_weighted", "multi_similarity", "xbm"])
+def test_every_kind_of_loss_goes_on_to_the_bit(tiny, tmp_path, loss):
+    class PowerCut(Exception):
+        pass
+
+    each, real, count = LOSSES[loss].samples_per_class, training._Training.train_step, iter(range(1000))
+    recipe = replace(SMALL, loss=loss, epochs=4, samples_per_class=each, batch_size=each * 4)
+
+    def step(self, images, labels):
+        if next(count) == 13:
+            raise PowerCut
+        real(self, images, labels)
+
+    options = {"checkpoint": tmp_path / "c.pt", "checkpoint_every": 2, "progress": False}
+    with patch.object(training._Training, "train_step", step), pytest.raises(PowerCut):
+        train(recipe, **options)
+    train(recipe, resume=True, **options)
+    train(recipe, checkpoint=tmp_path / "whole.pt", progress=False)
+    resumed, whole = (read_checkpoint(tmp_path / name) for name in ("c.pt", "whole.pt"))
+    assert same_weights(resumed, whole) and resumed["row"]["history"] == whole["row"]["history"]
+
+
+@pytest.mark.parametrize("expansion", list(EXPANSIONS))
+def test_every_augmentation_trains(tiny, expansion):
+    run = train(replace(SMALL, expansion=expansion, epochs=6), progress=False)
+    assert run.metrics["recall_at_1"] > 0.5 and run.row["method"].startswith("Proxy-Anchor + ")
 
 
 def test_a_row_is_whole_and_plain_json(tiny, tmp_path):
@@ -96,7 +128,7 @@ def test_a_row_is_whole_and_plain_json(tiny, tmp_path):
 
 
 def test_tables_are_what_pandas_makes_of_the_rows(root):
-    rows = read_rows(*sorted((root / "nbs" / "results").glob("*.jsonl"))).rename(columns={"embedding_size": "D"})
+    rows = small_experiments(read_rows(*sorted((root / "nbs" / "results").glob("*.jsonl"))))
     table = comparison_table(rows, ["dataset", "D"], "recall_at_1", "Proxy-Anchor").set_index(["dataset", "D", "method"])
     wide = rows.pivot_table(index=["dataset", "D", "seed"], columns="method", values="recall_at_1")
     for (dataset, d), cell in wide.groupby(level=[0, 1]):
@@ -197,7 +229,7 @@ def test_a_broken_step_is_told_and_no_checkpoint_is_overwritten(tiny, tmp_path, 
 
 
 def test_wrong_labels_and_proxies_are_told_with_what_to_do(tiny):
-    model, proxies = torch.randn(6, 12), LOSSES["proxy_anchor"][1](20, 12)
+    model, proxies = torch.randn(6, 12), LOSSES["proxy_anchor"].make(20, 12)
     with pytest.raises(ValueError, match=r"labels: expected classes 0 to 19 \(the loss has 20 proxies\), got 0 to 20"):
         SEELoss(proxies)(model, torch.tensor([0, 1, 2, 3, 4, 20]))
     with pytest.raises(ValueError, match="embeddings: expected floating point \\(B, 12\\), the size of the loss's proxies"):
@@ -283,6 +315,7 @@ import sys
 from unittest.mock import patch
 import torch
 from see_nb import steps, training
+from see_nb.augmentations import EXPANSIONS
 from see_nb.datasets import load_dataset
 from see_nb.evaluation import embed, evaluate
 from see_nb.recipes import Recipe

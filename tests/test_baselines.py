@@ -1,0 +1,382 @@
+"Every entry of the registry against its published formula in float64, its gradient, and its state."
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pytorch_metric_learning import losses, miners
+from pytorch_metric_learning.distances import CosineSimilarity, LpDistance
+
+from see_nb.baselines import (
+    LOSSES,
+    CentersRegularizer,
+    KoLeoRegularizer,
+    LogRatioLoss,
+    MemoryLoss,
+    Mined,
+    PairSoftmaxLoss,
+    PoincareDistance,
+    QuadrupletLoss,
+)
+
+C, D = 4, 6
+
+
+def batch(per_class=2, seed=0, lean=0.3, dtype=torch.float64):
+    "Unit embeddings that lean to one side, so that hinges are on both sides of their margins; labels."
+    x = torch.randn(C * per_class, D, dtype=dtype, generator=torch.Generator().manual_seed(seed))
+    return F.normalize(x + lean, dim=-1), torch.arange(C).repeat_interleave(per_class)
+
+
+def make(name, dtype=torch.float64):
+    torch.manual_seed(0)
+    return LOSSES[name].make(C, D).to(dtype)
+
+
+def cosines(x, proxies):
+    return [[(z @ p / p.norm()).item() for p in proxies] for z in x]
+
+
+def cross_entropy(logits, y):
+    return math.log(sum(math.exp(v - logits[y]) for v in logits))
+
+
+def mean(values):
+    values = list(values)
+    return sum(values) / len(values)
+
+
+def above_zero(values):
+    "Mean of what is above zero."
+    kept = [v for v in values if v > 0]
+    return mean(kept) if kept else 0.0
+
+
+def pairs(y):
+    n = range(len(y))
+    return [(i, j) for i in n for j in n if i != j and y[i] == y[j]], [(i, j) for i in n for j in n if y[i] != y[j]]
+
+
+def with_own(loss, x, y, change, scale):
+    "Cross-entropy after a change of the own cosine."
+    total = []
+    for s, own in zip(cosines(x, loss.W.T), y):
+        s[own] = change(s[own])
+        total.append(cross_entropy([scale * v for v in s], own))
+    return mean(total)
+
+
+def arc(c, m=math.radians(28.6)):
+    return math.cos(math.acos(c) + m) if math.acos(c) <= math.pi - m else c - m * math.sin(m)
+
+
+def proxy_nca(scale):
+    def value(loss, x, y):
+        return mean(
+            cross_entropy([-scale * (z - p / p.norm()).square().sum().item() for p in loss.proxies], own) for z, own in zip(x, y)
+        )
+
+    return value
+
+
+def proxy_anchor(loss, x, y, alpha=32, margin=0.1):
+    s, positive, negative = cosines(x, loss.proxies), [], []
+    for p in range(C):
+        own = [math.exp(-alpha * (s[i][p] - margin)) for i in range(len(x)) if y[i] == p]
+        positive += [math.log(1 + sum(own))] if own else []
+        negative.append(math.log(1 + sum(math.exp(alpha * (s[i][p] + margin)) for i in range(len(x)) if y[i] != p)))
+    return mean(positive) + mean(negative)
+
+
+def subcenter_arcface(loss, x, y):
+    total = []
+    for s, own in zip(cosines(x, loss.W.T), y):
+        s = [max(s[3 * c : 3 * c + 3]) for c in range(C)]
+        s[own] = arc(s[own])
+        total.append(cross_entropy([64 * v for v in s], own))
+    return mean(total)
+
+
+def soft_triple(loss, x, y, k=10):
+    total = []
+    for s, own in zip(cosines(x, loss.fc.T), y):
+        logits = []
+        for c in range(C):
+            part = s[k * c : k * c + k]
+            weights = [math.exp(v / 0.1) for v in part]
+            logits.append(20 * (sum(w * v for w, v in zip(weights, part)) / sum(weights) - (0.01 if c == own else 0)))
+        total.append(cross_entropy(logits, own))
+    w = F.normalize(loss.fc.T, dim=-1)
+    gaps = [(2 + 1e-5 - 2 * w[k * c + i] @ w[k * c + j]).sqrt().item() for c in range(C) for i in range(k) for j in range(i + 1, k)]
+    return mean(total) + 0.2 * sum(gaps) / (C * k * (k - 1))
+
+
+def contrastive(loss, x, y):
+    d, (positive, negative) = torch.cdist(x, x).tolist(), pairs(y)
+    return above_zero(d[i][j] for i, j in positive) + above_zero(1 - d[i][j] for i, j in negative)
+
+
+def semi_hard(loss, x, y):
+    d, (positive, negative) = torch.cdist(x, x).square().tolist(), pairs(y)
+    gaps = [d[i][k] - d[i][j] for i, j in positive for a, k in negative if a == i]
+    return above_zero(0.2 - gap for gap in gaps if 0 < gap <= 0.2)
+
+
+def lifted_structure(loss, x, y):
+    d, (positive, negative) = torch.cdist(x, x).tolist(), pairs(y)
+    total = []
+    for i, j in positive:
+        total.append(max(math.log(sum(math.exp(1 - d[a][k]) for a, k in negative if a in (i, j))) + d[i][j], 0) ** 2)
+    return mean(total) / 2
+
+
+def multi_similarity(loss, x, y):
+    s, n, total = (x @ x.T).tolist(), len(x), []
+    for i in range(n):
+        own, others = [s[i][j] for j in range(n) if j != i and y[j] == y[i]], [s[i][j] for j in range(n) if y[j] != y[i]]
+        hard_own = [v for v in own if v - 0.1 < max(others)]
+        hard_others = [v for v in others if v + 0.1 > min(own)]
+        total.append(math.log(1 + sum(math.exp(-2 * (v - 0.5)) for v in hard_own)) / 2)
+        total[-1] += math.log(1 + sum(math.exp(50 * (v - 0.5)) for v in hard_others)) / 50
+    return mean(total)
+
+
+def circle(loss, x, y, m=0.4, gamma=80):
+    s, n, total = (x @ x.T).tolist(), len(x), []
+    for i in range(n):
+        own = sum(math.exp(-gamma * max(1 + m - s[i][j], 0) * (s[i][j] - 1 + m)) for j in range(n) if j != i and y[j] == y[i])
+        others = sum(math.exp(gamma * max(s[i][j] + m, 0) * (s[i][j] - m)) for j in range(n) if y[j] != y[i])
+        total.append(math.log(1 + own * others))
+    return above_zero(total)
+
+
+def supcon(loss, x, y, tau=0.1):
+    s, n, total = (x @ x.T / tau).tolist(), len(x), []
+    for i in range(n):
+        everything = math.log(sum(math.exp(s[i][j]) for j in range(n) if j != i))
+        total.append(mean(everything - s[i][j] for j in range(n) if j != i and y[j] == y[i]))
+    return mean(total)
+
+
+def ntxent(loss, x, y, tau=0.1):
+    s, (positive, negative) = (x @ x.T / tau).tolist(), pairs(y)
+    return mean(cross_entropy([s[i][j], *(s[i][k] for a, k in negative if a == i)], 0) for i, j in positive)
+
+
+def on_cosine(loss, x, y):
+    s, n = (x @ x.T).tolist(), len(x)
+    return sum(1 - s[i][j] if y[i] == y[j] else max(s[i][j] - 0.5, 0) for i in range(n) for j in range(n)) / n
+
+
+FORMULAS = {
+    "proxy_anchor": proxy_anchor,
+    "proxy_nca": proxy_nca(8),
+    "proxy_nca_pp": proxy_nca(9),
+    "normalized_softmax": lambda loss, x, y: with_own(loss, x, y, lambda c: c, 1 / 0.05),
+    "cosface": lambda loss, x, y: with_own(loss, x, y, lambda c: c - 0.35, 64),
+    "arcface": lambda loss, x, y: with_own(loss, x, y, arc, 64),
+    "subcenter_arcface": subcenter_arcface,
+    "soft_triple": soft_triple,
+    "contrastive": contrastive,
+    "triplet_semihard": semi_hard,
+    "lifted_structure": lifted_structure,
+    "multi_similarity": multi_similarity,
+    "circle": circle,
+    "supcon": supcon,
+    "ntxent": ntxent,
+    "xbm": on_cosine,
+    "irt_r": lambda loss, x, y: on_cosine(loss, x, y) - 0.7 * mean(math.log(d) for d in torch.cdist(x, x).fill_diagonal_(9).amin(1).tolist()),
+}
+IN_THE_NOTEBOOK = {"curricularface", "quadruplet", "hyp", "log_ratio"}
+SAMPLED = {"triplet_distance_weighted", "margin"}
+
+
+def test_each_entry_has_a_formula():
+    assert set(LOSSES) == set(FORMULAS) | IN_THE_NOTEBOOK | SAMPLED
+
+
+@pytest.mark.parametrize("name", FORMULAS)
+@pytest.mark.parametrize("per_class", [2, 3])
+def test_library_entries_are_their_published_formula(name, per_class):
+    x, y = batch(per_class)
+    loss = make(name)
+    whole = Mined(loss, LOSSES[name].miner()) if LOSSES[name].miner else loss
+    expected = FORMULAS[name](loss, x, y.tolist())
+    assert expected > 1e-3
+    assert whole(x, y).item() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", sorted(SAMPLED))
+def test_sampled_triplets(name):
+    x, y = batch(4)
+    torch.manual_seed(0)
+    triplets = a, p, n = LOSSES[name].miner()(x, y)
+    assert len(a) and (y[a] == y[p]).all() and (y[a] != y[n]).all() and (a != p).all()
+    d = torch.cdist(x, x)
+    assert (d[a, n] < 1.4).all()
+    loss = make(name)
+    value = loss(x, y, triplets).item()
+    positive, negative = d[a, p], d[a, n]
+    if name == "margin":
+        assert loss.beta.shape == (C,) and loss.beta.requires_grad and (loss.beta == torch.tensor(1.2)).all()
+        terms = torch.cat([(positive - 1.2 + 0.2).relu(), (1.2 - negative + 0.2).relu()])
+    else:
+        terms = (positive - negative + 0.2).relu()
+    assert value == pytest.approx(above_zero(terms.tolist()), rel=1e-6)
+
+
+BEFORE = {
+    "proxy_anchor": lambda c, d: losses.ProxyAnchorLoss(c, d, margin=0.1, alpha=32),
+    "proxy_nca": lambda c, d: losses.ProxyNCALoss(c, d, softmax_scale=8),
+    "normalized_softmax": lambda c, d: losses.NormalizedSoftmaxLoss(c, d, temperature=0.05),
+    "cosface": lambda c, d: losses.CosFaceLoss(c, d, margin=0.35, scale=64),
+    "arcface": lambda c, d: losses.ArcFaceLoss(c, d, margin=28.6, scale=64),
+}
+
+
+@pytest.mark.parametrize("name", BEFORE)
+def test_the_five_first_losses_are_the_same_to_the_bit(name):
+    x, y = batch(dtype=torch.float32)
+    values = []
+    for build in (BEFORE[name], LOSSES[name].make):
+        torch.manual_seed(0)
+        loss = build(C, D)
+        assert type(loss) is type(BEFORE[name](C, D))
+        value = loss(x.requires_grad_(), y)
+        values.append([value, *torch.autograd.grad(value, [x, *loss.parameters()])])
+    assert all(torch.equal(a, b) for a, b in zip(*values))
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_gradients(name):
+    x, y = batch(3, seed=1)
+    labels = torch.rand(len(y), 2, dtype=x.dtype, generator=torch.Generator().manual_seed(0)) if name == "log_ratio" else y
+    mined = () if LOSSES[name].miner is None else (LOSSES[name].miner()(x, y),)
+
+    def value(x):
+        return make(name).eval()(x, labels, *mined)  # a new one each time: the memory of xbm must not grow
+
+    if name not in ("circle", "quadruplet", "xbm"):  # their weights, margins and memory are constants to the gradient
+        assert torch.autograd.gradcheck(value, x.requires_grad_())
+    loss = make(name, torch.float32)
+    x = x.detach().float().requires_grad_()
+    gradients = torch.autograd.grad(loss(x, labels, *mined), [x, *loss.parameters()])
+    assert all(g.isfinite().all() and g.abs().max() > 0 for g in gradients)
+
+
+def test_the_gradient_of_quadruplets_holds_the_margins():
+    x, y = batch(3, seed=1)
+    assert torch.autograd.gradcheck(lambda x: QuadrupletLoss(0, 0)(x, y), x.requires_grad_())  # no margins
+    d, (positive, negative) = torch.cdist(F.normalize(x), F.normalize(x)).square(), pairs(y.tolist())
+    gap = (torch.stack([d[i] for i in negative]).mean() - torch.stack([d[i] for i in positive]).mean()).item()
+    terms = [
+        [d[i, j] - d[k] + w * gap for i, j in positive for k in negative if wanted(y, i, *k)]
+        for w, wanted in ((1, lambda y, i, l, k: l == i), (0.5, lambda y, i, l, k: y[i] not in (y[l], y[k])))
+    ]
+    held = sum(torch.stack([v for v in part if v > 0]).mean() for part in terms)
+    for a, b in zip(torch.autograd.grad(QuadrupletLoss()(x, y), x), torch.autograd.grad(held, x)):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_state_goes_round(name):
+    x, y = batch(dtype=torch.float32)
+    y = y.float() if name == "log_ratio" else y
+    first = make(name, torch.float32)
+    first(x, y)
+    torch.manual_seed(1)
+    second = LOSSES[name].make(C, D)
+    second.load_state_dict(first.state_dict())
+    assert torch.equal(first(x, y), second(x, y)) and torch.equal(first(x, y), second(x, y))
+
+
+def test_the_state_of_t_and_of_the_memory_survive_a_checkpoint(tmp_path):
+    x, y = batch(dtype=torch.float32)
+    for name in ("curricularface", "xbm"):
+        loss, other = make(name, torch.float32), make(name, torch.float32)
+        loss(x, y)
+        torch.save(loss.state_dict(), tmp_path / "state.pt")
+        other.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+        assert torch.equal(loss(x, y), other(x, y))
+    assert other.queue_idx == 2 * len(x) and not other.has_been_filled
+    assert isinstance(other, MemoryLoss)
+
+
+def test_labels_as_names_of_classes_do_not_matter():
+    x, y = batch(3)
+    order = torch.randperm(len(y), generator=torch.Generator().manual_seed(0))
+    for name in set(LOSSES) - SAMPLED - {"xbm", "log_ratio"}:
+        if LOSSES[name].kind == "pairs":
+            loss = make(name)
+            assert loss(x[order], 10 + 7 * y[order]).item() == pytest.approx(loss(x, y).item(), rel=1e-9), name
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.floats(0.01, 2), st.floats(0.1, 2), st.integers(0, 1000))
+def test_poincare_distance_is_a_distance(curvature, reach, seed):
+    radius = reach / curvature**0.5
+    distance = PoincareDistance(curvature, radius, normalize_embeddings=False)
+    x = 3 * torch.randn(6, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    d = distance(x)
+    off = ~torch.eye(6, dtype=torch.bool)
+    torch.testing.assert_close(d, d.T)
+    assert (d[off] > 0).all() and d.diagonal().max() < 1e-4
+    assert (distance.to_ball(x).norm(dim=-1) < curvature**-0.5).all()
+    assert (d[:, None, :] <= d[:, :, None] + d[None] + 1e-6).all()
+    centre = distance(torch.full((1, 4), 1e-9, dtype=torch.float64), x)[0]
+    expected = 2 * x.norm(dim=-1).clamp_max(radius)
+    torch.testing.assert_close(centre, expected, rtol=1e-6, atol=1e-6)
+
+
+def test_nearly_flat_is_twice_the_plain_distance():
+    x, _ = batch()
+    flat = PoincareDistance(curvature=1e-8, clip_radius=1.0)(x)
+    torch.testing.assert_close(flat, 2 * torch.cdist(x, x), rtol=1e-5, atol=1e-5)
+
+
+def test_a_batch_without_pairs_costs_nothing():
+    x = F.normalize(torch.randn(4, D, requires_grad=True), dim=-1)
+    for labels in (torch.arange(4), torch.zeros(4, dtype=torch.long)):
+        for loss in (PairSoftmaxLoss(), QuadrupletLoss()):
+            value = loss(x, labels)
+            (gradient,) = torch.autograd.grad(value, x, retain_graph=True)
+            assert value == 0 and (gradient == 0).all()
+
+
+def test_pair_softmax_takes_miners_and_references():
+    x, y = batch(3)
+    loss, theirs = PairSoftmaxLoss(0.1, distance=CosineSimilarity()), losses.NTXentLoss(0.1)
+    mined = miners.MultiSimilarityMiner()(x, y)
+    for more in ({"indices_tuple": mined}, {"ref_emb": batch(3, seed=2)[0], "ref_labels": y}):
+        torch.testing.assert_close(loss(x, y, **more), theirs(x, y, **more))
+    torch.testing.assert_close(PairSoftmaxLoss(0.1, distance=LpDistance())(x, y), losses.NTXentLoss(0.1, distance=LpDistance())(x, y))
+
+
+def test_entropy_pushes_the_nearest_apart():
+    x = F.normalize(torch.tensor([[1.0, 0.1], [1.0, -0.1], [-1.0, 0.0]]), dim=-1).requires_grad_()
+    (gradient,) = torch.autograd.grad(KoLeoRegularizer()(x), x)
+    assert gradient[0, 1] < 0 < gradient[1, 1]
+
+
+def test_centres_of_the_largest_data_set_fit():
+    centers = torch.randn(11318 * 10, 8, requires_grad=True)
+    CentersRegularizer(10)(centers).backward()
+    assert centers.grad.isfinite().all()
+
+
+def test_log_ratio_is_the_mean_over_triplets_of_distances():
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(7, 3, dtype=torch.float64, generator=generator), torch.rand(7, dtype=torch.float64, generator=generator)
+    e = (torch.cdist(x, x) + 1e-6).log() - ((y[:, None] - y).abs() + 1e-6).log()
+    terms = [(e[i, j] - e[i, k]) ** 2 for i in range(7) for j in range(7) for k in range(j) if i not in (j, k)]
+    torch.testing.assert_close(LogRatioLoss()(x, y), torch.stack(terms).mean())
+
+
+def test_settings_and_sources_are_complete():
+    for name, entry in LOSSES.items():
+        assert entry.settings and any(char.isdigit() for char in entry.source.split(",")[-1] + entry.source), name
+        assert entry.samples_per_class >= 2 and entry.kind in ("one proxy a class", "several proxies a class", "pairs", "graded pairs")
+    assert len({entry.label for entry in LOSSES.values()}) == len(LOSSES)
