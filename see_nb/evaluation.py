@@ -76,7 +76,7 @@ def retrieval_metrics(
     ks: tuple[int, ...] | None = None,  # of Recall@K; None: those that papers report for the data set
 ) -> dict[str, float]:  # recall_at_1, ..., map_at_r, all in [0, 1]
     "Recall@K and MAP@R of embeddings."
-    ks = ks or tuple(k for k in recall_ks(dataset.name) if k < len(dataset))
+    ks = ks or tuple(k for k in recall_ks(dataset.name) if k < len(dataset.gallery or dataset))
     searched = (query, dataset.labels) if gallery is None else (query, dataset.labels, gallery, dataset.gallery.labels)
     recall = recall_at_k(*searched, ks=ks)
     return {**{f"recall_at_{k}": value for k, value in recall.items()}, "map_at_r": mean_average_precision_at_r(*searched)}

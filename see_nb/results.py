@@ -93,7 +93,7 @@ def small_experiments(
 ) -> pd.DataFrame:  # with D for the embedding size, and the setting as data set
     "The rows of notebooks 10 and 10a."
     rows = rows[rows.experiment.isin(["quick", "full", "photos"])].rename(columns={"embedding_size": "D"})
-    head_only = rows.frozen.eq(True) if "frozen" in rows else False  # older rows have no such column
+    head_only = rows.frozen.eq(True) if "frozen" in rows else pd.Series(False, rows.index)  # older rows have no such column
     return rows.assign(dataset=rows.dataset.mask(head_only, rows.dataset + ", head only"))
 
 # %% ../nbs/09_results.ipynb #c16

@@ -32,7 +32,7 @@ from .losses import SEELoss
 from .models import create_model
 from .recipes import Recipe
 from .results import append_row, machine, read_rows
-from .steps import FRAMES, NETWORK, ClassBatches, Step, chances, check_finite, make_optimizer
+from .steps import FRAMES, MIXING, NETWORK, ClassBatches, Step, chances, check_finite, make_optimizer, mix_images
 
 # %% ../nbs/07_training.ipynb #c05
 @dataclass
@@ -161,11 +161,15 @@ class _Training:
 
     def train_step(self, images: Tensor, labels: Tensor) -> None:
         "One batch, from the images to the changed weights."
-        seed, device = self.recipe.seed, self.accelerator.device
-        torch.manual_seed(chances(seed, NETWORK, self.epoch, self.position, self.accelerator.process_index)[0])
+        where, device = (self.epoch, self.position), self.accelerator.device
+        images, labels, mixed = images.to(device, non_blocking=True), labels.to(device, non_blocking=True), None
+        if self.recipe.image_mix:
+            torch.manual_seed(chances(self.recipe.seed, MIXING, *where)[0])  # the same share in every process
+            images, labels, *mixed = mix_images(images, labels, self.recipe.image_mix)
+        torch.manual_seed(chances(self.recipe.seed, NETWORK, *where, self.accelerator.process_index)[0])
         if self.recipe.see:
-            self.objective.generator.manual_seed(chances(seed, FRAMES, self.epoch, self.position)[0])
-        value, broken = self.step(images.to(device, non_blocking=True), labels.to(device, non_blocking=True))
+            self.objective.generator.manual_seed(chances(self.recipe.seed, FRAMES, *where)[0])
+        value, broken = self.step(images, labels, mixed)
         self.first_broken = torch.where(broken & (self.first_broken < 0), self.steps_done, self.first_broken)
         if device.type == "cpu" or self.position % 50 == 0:  # a GPU is not made to wait for the answer at every step
             check_finite(self.first_broken, len(self.batches))

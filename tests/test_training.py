@@ -139,6 +139,17 @@ def test_tables_are_what_pandas_makes_of_the_rows(root):
     assert not rows.duplicated("fingerprint").any()
 
 
+@pytest.mark.parametrize("how", ["mixup", "cutmix"])
+def test_mixed_images_train_and_come_again_to_the_bit(tiny, how):
+    recipe = replace(SMALL, image_mix=how, epochs=8)
+    one, two = (train(recipe, progress=False) for _ in range(2))
+    assert one.metrics == two.metrics and one.metrics["recall_at_1"] > 0.4
+    assert all(torch.equal(a, b) for a, b in zip(one.model.state_dict().values(), two.model.state_dict().values()))
+    assert one.row["history"][-1]["loss"] > train(replace(SMALL, epochs=8), progress=False).row["history"][-1]["loss"]
+    with pytest.raises(ValueError, match="image_mix: expected none with a frozen backbone"):
+        replace(SMALL, backbone="squeezenet1_0", frozen=True, image_size=32, image_mix=how)
+
+
 # Killed, full, broken
 
 KILLS = """
@@ -262,10 +273,10 @@ def test_half_precision_keeps_head_and_loss_in_single(tiny):
     seen = []
     real = steps.Step.forward
 
-    def forward(self, images, labels):
+    def forward(self, images, labels, mixed=None):
         layers = [self.encoder.backbone[0], self.encoder.head]
         hooks = [m.register_forward_hook(lambda m, i, out: seen.append(out.dtype)) for m in layers]
-        value, broken = real(self, images, labels)
+        value, broken = real(self, images, labels, mixed)
         seen.append(value.dtype)
         for hook in hooks:
             hook.remove()
@@ -418,6 +429,29 @@ def test_photos_are_checked_before_training_starts(tmp_path):
     assert not taken
     with pytest.raises(ValueError, match=r"class \d/2.jpg"):  # without the check: at first use
         train(replace(recipe, resize=0), root=tmp_path, progress=False, check=False)
+
+
+def test_queries_search_their_gallery_from_training_to_evaluation(see_nb_command, tmp_path):
+    from PIL import Image
+
+    lines, generator = [], torch.Generator().manual_seed(0)
+    (tmp_path / "inshop" / "img").mkdir(parents=True)
+    for item in range(16):
+        colour = torch.randint(0, 200, (3,), generator=generator)
+        for i in range(4):
+            name = f"img/{item:02d}_{i}.jpg"
+            pixels = (colour + torch.randint(0, 56, (40, 30, 3), generator=generator)).to(torch.uint8).numpy()
+            Image.fromarray(pixels).save(tmp_path / "inshop" / name)
+            lines.append(f"{name} id_{item:08d} {'train' if item < 8 else 'query' if i < 2 else 'gallery'}")
+    text = "\n".join([str(len(lines)), "image_name item_id evaluation_status", *lines])
+    (tmp_path / "inshop" / "list_eval_partition.txt").write_text(text)
+    recipe = Recipe(dataset="inshop", allow_incomplete=True, image_size=32, epochs=3, batch_size=8, validation=0.0, embedding_size=12, width=4)
+    with pytest.warns(UserWarning, match="compare with no published number"):
+        run = train(recipe, root=tmp_path, progress=False, checkpoint=tmp_path / "c.pt")
+    assert (run.row["n_test"], run.row["n_test_classes"], set(run.metrics)) == (16, 8, {"recall_at_1", "recall_at_10", "map_at_r"})
+    assert all(0 <= n < 16 for found in run.row["neighbours"].values() for n in found)
+    done = see_nb_command("evaluate", "--checkpoint", tmp_path / "c.pt", "--root", tmp_path)
+    assert done.returncode == 0 and f"recall_at_1  {run.metrics['recall_at_1']:7.2%}" in done.stdout, done.stderr
 
 
 def test_a_frozen_backbone_trains_its_head_on_cached_crops(tmp_path, monkeypatch):
