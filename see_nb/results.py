@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['append_row', 'read_rows', 'machine', 'small_experiments', 'summarise', 'paired_difference', 'holm',
-           'comparison_table']
+           'comparison_table', 'see_effect']
 
 # %% ../nbs/09_results.ipynb #c02
 import fcntl
@@ -151,3 +151,16 @@ def comparison_table(
         for d, se, p, pairs in zip(table.difference, table.se, table.p, table.n_pairs)
     ]
     return table[[*by, "method"]].assign(**{f"{metric}: mean ± std (n)": spread, f"against {baseline}, points": against})
+
+# %% ../nbs/09_results.ipynb #c28
+def see_effect(
+    rows: pd.DataFrame,  # a row a run, with and without SEE, with columns loss, D, see, expansion and seed
+    metric: str,  # a numeric column
+) -> pd.DataFrame:  # a row a loss and D: mean, std and n without SEE; difference, se, p, n_pairs; p corrected over the table
+    "Each loss with SEE less the same loss without, paired by seed."
+    own = rows[~rows.see.astype(bool) | (rows.expansion == "see")]
+    own = own.assign(method=own.see.astype(bool).map({False: "alone", True: "SEE"}))
+    alone = summarise(own[own.method == "alone"], ["loss", "D"], metric)
+    pairs = paired_difference(own, ["loss", "D"], metric, "alone").drop(columns="method")
+    table = alone.merge(pairs, on=["loss", "D"], suffixes=("", "_pairs"))
+    return table.assign(corrected=holm(table.p))
