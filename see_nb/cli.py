@@ -32,7 +32,7 @@ def _show(metrics: dict[str, float]) -> None:
 class Reproduce:
     "Run the experiment notebooks and write an HTML book with every table and figure."
 
-    preset: Literal["quick", "full"] = "quick"  # quick: minutes on two CPU cores; full: one to two hours
+    preset: Literal["quick", "full"] = "quick"  # quick: minutes on two CPU cores; full: one to two hours, more with photos
     output: Path = Path("see-nb-book")  # folder of the book; finished runs in it are kept and not run again
     notebooks: Path | None = None  # folder of the notebooks, if not ./nbs or beside the package
 

@@ -155,11 +155,14 @@ def crop_features(
     batch_size: int = 64,  # crops at once
 ) -> RetrievalDataset:  # with features in place of the images, floating point (N, max(n_crops, 1), F)
     "The backbone's output for some crops of each photo."
-    path = None
     if cache is not None:
         path = Path(cache) / f"features-{_digest(model, dataset, image_size, n_crops, smallest, model.interpolation)}.safetensors"
-        if path.exists():
-            return dataset.with_images(load_file(path)["features"])
+        with locked(path.with_suffix(".lock")):
+            if not path.exists():
+                made = crop_features(model, dataset, image_size, n_crops=n_crops, smallest=smallest, batch_size=batch_size)
+                save_file({"features": made.images}, path.with_suffix(".part"))
+                os.replace(path.with_suffix(".part"), path)
+        return dataset.with_images(load_file(path)["features"])
     transform = train_transform(image_size, smallest, model.interpolation) if n_crops else test_transform(image_size, model.interpolation)
     keys = [(i, chance) for i in range(len(dataset)) for chance in range(max(n_crops, 1))]
     batches = [keys[start : start + batch_size] for start in range(0, len(keys), batch_size)]
@@ -168,9 +171,4 @@ def crop_features(
     bar = tqdm(image_loader(dataset, transform, batches), desc="features of the frozen backbone", delay=2)
     features = torch.cat([model.features(x.to(device)).float().cpu() for x, _ in bar]).view(len(dataset), max(n_crops, 1), -1)
     model.train(training)
-    if path is not None:
-        with locked(path.with_suffix(".lock")):
-            partial = path.with_suffix(".part")
-            save_file({"features": features}, partial)
-            os.replace(partial, path)
     return dataset.with_images(features)
