@@ -229,7 +229,12 @@ def load_split(
     dataset = load_dataset(recipe.dataset, root, split, allow_incomplete=recipe.allow_incomplete, **options)
     if isinstance(dataset.images, Photos) and not recipe.image_size:
         raise ValueError(f"image_size: {recipe.dataset} holds photos of many sizes; expected a size for the crops, for instance 224, got 0.")
-    return dataset
+    there, wanted = len(dataset.classes), recipe.train_classes
+    if wanted > there and split == "train":
+        raise ValueError(f"train_classes: expected at most the {there:,} training classes of {recipe.dataset}, or 0 for all of them, got {wanted:,}.")
+    if split == "test" or wanted in (0, there):
+        return dataset
+    return split_classes(dataset, 1 - wanted / there, recipe.seed)[0]
 
 
 def _stored(dataset: RetrievalDataset, recipe: Recipe, interpolation: str, check: bool, cache: Path) -> RetrievalDataset:

@@ -20,7 +20,7 @@ from see_nb.images import Crops, RetrievalDataset
 from see_nb.losses import SEELoss
 from see_nb.recipes import PRESETS, Recipe
 from see_nb.results import comparison_table, read_rows, small_experiments
-from see_nb.training import load_model, train
+from see_nb.training import load_model, load_split, train
 
 SMALL = Recipe(embedding_size=12, epochs=1, width=4, batch_size=24, validation=0.0)
 
@@ -137,6 +137,15 @@ def test_tables_are_what_pandas_makes_of_the_rows(root):
             text = table.loc[(dataset, d, method)].iloc[0]
             assert text == f"{column.mean():.1%} ± {column.std():.1%} ({len(column)})"
     assert not rows.duplicated("fingerprint").any()
+
+
+def test_fewer_training_classes_are_drawn_by_the_seed_and_nested():
+    few, more, other = (load_split(Recipe(train_classes=n, seed=s), split="train") for n, s in ((20, 0), (50, 0), (20, 1)))
+    assert [len(part.classes) for part in (few, more, other)] == [20, 50, 20]
+    assert set(few.classes) < set(more.classes) and set(few.classes) != set(other.classes)
+    assert len(load_split(Recipe(train_classes=20)).classes) == len(load_split(Recipe()).classes)  # all test classes
+    with pytest.raises(ValueError, match="train_classes: expected at most the .* training classes of glyphs"):
+        load_split(Recipe(train_classes=10_000), split="train")
 
 
 @pytest.mark.parametrize("how", ["mixup", "cutmix"])
