@@ -9,8 +9,10 @@ __all__ = ['Run', 'make_objective', 'load_run', 'load_model', 'load_split', 'tra
 import os
 import time
 import uuid
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -190,6 +192,7 @@ def _run_epochs(
     checkpoint_every: int | None,  # steps
     eval_options: dict,  # of `embed`
     progress: bool,
+    watch: Callable[[nn.Module, nn.Module], dict] | None,
 ) -> None:
     "From wherever the training stands to its end."
     recipe, size, steps = training.recipe, training.recipe.batch_size, len(training.batches)
@@ -211,7 +214,7 @@ def _run_epochs(
             if validation and (training.epoch + 1) % evaluate_every == 0:
                 state |= evaluate(training.encoder, validation, ks=(1,), **eval_options)
             bar.set_postfix({k: f"{v:.3g}" for k, v in state.items()})
-            training.history.append(state)
+            training.history.append(state | (watch(training.encoder, training.objective) if watch else {}))
             training.epoch, training.position = training.epoch + 1, 0
             training.total.zero_()
             if path:
@@ -285,6 +288,7 @@ def train(
     check: bool = True,  # decode every photo before training, also without a cache
     checkpointing: bool = False,  # spend time to save memory: activations are computed again in the backward pass
     progress: bool = True,  # a bar over images, on standard error
+    watch: Callable[..., dict] | None = None,  # called after each epoch with encoder, objective, training and test images; joins the history
 ) -> Run:
     "Train by a recipe, test once at the end, append one row. Under torchrun or accelerate, in all processes."
     started = time.perf_counter()
@@ -326,7 +330,8 @@ def train(
     training.started = started
     if state:
         training.restore(state)
-    _run_epochs(training, validation, evaluate_every, path if main else None, checkpoint_every, eval_options, progress and main)
+    look = watch and partial(watch, fit=fit, test=test)
+    _run_epochs(training, validation, evaluate_every, path if main else None, checkpoint_every, eval_options, progress and main, look)
     row = _make_row(training, fit, test, eval_options) | {"experiment": experiment}
     run = Run(recipe, model.eval(), objective, fit.classes, row)
     if path and main:
