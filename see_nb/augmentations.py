@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['EXPANSIONS', 'Batch', 'Mixture', 'draw_partners', 'embedding_expansion', 'symmetrical_synthesis', 'mixup',
-           'no_synthetics', 'make_synthetics']
+           'moving_frame', 'no_synthetics', 'make_synthetics']
 
 # %% ../nbs/08a_augmentations.ipynb #c02
 from functools import lru_cache
@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .expansion import expand, full_precision, random_directions, repeat_sources
+from .expansion import expand, expand_reference, full_precision, random_directions, repeat_sources
 
 # %% ../nbs/08a_augmentations.ipynb #c05
 class Batch(NamedTuple):
@@ -107,7 +107,27 @@ def mixup(
     mixed = torch.lerp(full_precision(batch.embeddings)[partners], full_precision(embeddings)[:, None], share)
     return Mixture(F.normalize(mixed, dim=-1).to(embeddings.dtype), batch.labels[partners], share)
 
-# %% ../nbs/08a_augmentations.ipynb #c22
+# %% ../nbs/08a_augmentations.ipynb #c23
+def moving_frame(
+    embeddings: Tensor,  # sources, unit rows, (N, D)
+    centers: Tensor,  # unit centre of each source's class, (N, D); a constant for the gradient
+    n_expansion: int,  # K, synthetics a source
+    *,
+    generator: torch.Generator | None = None,  # of the frame
+) -> Tensor:  # (N, K, D), unit rows
+    "SEE's points, with a gradient through their frame: the whole simplex turns with the residual."
+    z, w = full_precision(embeddings), full_precision(centers.detach())
+    axial = (z * w).sum(-1, keepdim=True) * w
+    radius = torch.linalg.vector_norm(z - axial, dim=-1, keepdim=True).clamp_min(torch.finfo(z.dtype).tiny)
+    u = (z - axial) / radius
+    with torch.no_grad():
+        directions = (expand(z, w, n_expansion, generator=generator) - axial[:, None]) / radius[:, None]
+    old, new = u.detach()[:, None], u[:, None]
+    along = (directions * (old + new)).sum(-1, keepdim=True) / (1 + (old * new).sum(-1, keepdim=True))
+    turned = directions - along * (old + new) + 2 * (directions * old).sum(-1, keepdim=True) * new
+    return torch.addcmul(axial[:, None], radius[:, None], turned).to(embeddings.dtype)
+
+# %% ../nbs/08a_augmentations.ipynb #c26
 def no_synthetics(
     embeddings: Tensor,  # sources, (N, D)
     centers: Tensor,  # (N, D); not used
@@ -122,6 +142,7 @@ def no_synthetics(
 EXPANSIONS = {
     "see": expand, "none": no_synthetics, "repeat": repeat_sources, "random": random_directions,
     "embedding_expansion": embedding_expansion, "symmetrical": symmetrical_synthesis, "mixup": mixup,
+    "own_frames": expand_reference, "moving_frame": moving_frame,
 }  # fmt: skip
 
 

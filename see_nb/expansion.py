@@ -66,7 +66,7 @@ def expand_reference(
             basis = torch.cat([basis, (v / v.norm())[None]])
         frame = torch.cat([u[None], basis[2:]])
         synthetics.append(m + rho * (mu[1:] @ frame))
-    return torch.stack(synthetics)
+    return torch.stack(synthetics) if synthetics else embeddings.new_zeros(0, n_expansion, embeddings.shape[1])
 
 # %% ../nbs/01_expansion.ipynb #c10
 def expansion_errors(

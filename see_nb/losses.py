@@ -105,14 +105,17 @@ class SEELoss(nn.Module):
         expansion: str | Callable = "see",  # one of EXPANSIONS, or a function like those
         centers: Tensor | Callable[[Tensor], Tensor] | None = None,  # (C, D), or labels -> (B, D); None: proxies, or batch means
         miner: nn.Module | None = None,  # of pytorch-metric-learning: tuples for both terms of a loss of pairs
+        proxy_grad: bool = True,  # False: only the encoder learns from the second term
     ):
         super().__init__()
         if weight < 0 or not 0 <= fraction <= 1:
             raise ValueError(f"expected weight >= 0 and 0 <= fraction <= 1, got weight={weight}, fraction={fraction}.")
+        if not (encoder_grad or proxy_grad):
+            raise ValueError("encoder_grad and proxy_grad: with both False nobody learns from the synthetics. Leave at least one True.")
         if not callable(expansion) and expansion not in EXPANSIONS:
             raise ValueError(f"expansion: expected one of {sorted(EXPANSIONS)} or a function, got {expansion!r}.")
         self.loss, self.n_expansion, self.weight = loss, n_expansion, weight
-        self.schedule, self.fraction, self.encoder_grad = schedule, fraction, encoder_grad
+        self.schedule, self.fraction, self.encoder_grad, self.proxy_grad = schedule, fraction, encoder_grad, proxy_grad
         self.generator, self.expansion, self.epoch = generator, EXPANSIONS.get(expansion, expansion), None
         if isinstance(centers, Tensor) and not isinstance(centers, nn.Parameter):
             self.register_buffer("centers", centers)
@@ -138,6 +141,8 @@ class SEELoss(nn.Module):
             raise ValueError(
                 f"encoder_grad: with False only proxies learn from the synthetics, and {type(inner).__name__} has none. Use encoder_grad=True."
             )
+        if kind != "own" and not self.proxy_grad:
+            raise ValueError(f"proxy_grad: False holds proxies back, and {type(inner).__name__} has none. Use proxy_grad=True.")
         return kind
 
     def set_epoch(self, epoch: int) -> None:
@@ -175,7 +180,11 @@ class SEELoss(nn.Module):
         if isinstance(targets, list):
             return sum(share * self._second_term(inner, embeddings, labels, synthetics, names) for share, names in targets)
         if _is_plain_proxy_anchor(inner):
-            return proxy_anchor(synthetics, targets, inner.proxies, inner.alpha, inner.margin)
+            proxies = inner.proxies if self.proxy_grad else inner.proxies.detach()
+            return proxy_anchor(synthetics, targets, proxies, inner.alpha, inner.margin)
+        if not self.proxy_grad:
+            constants = {name: parameter.detach() for name, parameter in inner.named_parameters()}
+            return torch.func.functional_call(inner, constants, (synthetics, targets))
         miner = self.miner or own_miner(self.loss)
         miner = getattr(miner, "miner", miner)  # inside DistributedMinerWrapper: the batch is gathered already
         return second_term(self.kind, inner, F.normalize(embeddings, dim=-1), labels, synthetics, targets, miner)

@@ -139,6 +139,19 @@ def test_tables_are_what_pandas_makes_of_the_rows(root):
     assert not rows.duplicated("fingerprint").any()
 
 
+def test_small_experiments_that_cannot_run_here_say_why(monkeypatch, tmp_path, capsys):
+    def load(name, root=None, split="train"):
+        if name == "omniglot":
+            raise ValueError("no network")
+
+    monkeypatch.setattr(training, "load_dataset", load)
+    assert training.small_there(tmp_path) == ["glyphs"]
+    told = capsys.readouterr().out
+    assert "left out: omniglot: no network" in told and "left out: cub50: squeezenet1_0.safetensors is not in" in told
+    (tmp_path / "squeezenet1_0.safetensors").touch()
+    assert training.small_there(tmp_path) == ["glyphs", "cub50"]
+
+
 def test_fewer_training_classes_are_drawn_by_the_seed_and_nested():
     few, more, other = (load_split(Recipe(train_classes=n, seed=s), split="train") for n, s in ((20, 0), (50, 0), (20, 1)))
     assert [len(part.classes) for part in (few, more, other)] == [20, 50, 20]
