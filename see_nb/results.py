@@ -196,11 +196,13 @@ def comparison_table(
 def see_effect(
     rows: pd.DataFrame,  # a row a run, with and without SEE, with columns loss, D, see, expansion and seed
     metric: str,  # a numeric column
-) -> pd.DataFrame:  # a row a loss and D: mean, std and n without SEE; difference, se, p, n_pairs; p corrected over the table
-    "Each loss with SEE less the same loss without, paired by seed."
-    own = rows[~rows.see.astype(bool) | (rows.expansion == "see")]
-    own = own.assign(method=own.see.astype(bool).map({False: "alone", True: "SEE"}))
-    alone = summarise(own[own.method == "alone"], ["loss", "D"], metric)
-    pairs = paired_difference(own, ["loss", "D"], metric, "alone").drop(columns="method")
-    table = alone.merge(pairs, on=["loss", "D"], suffixes=("", "_pairs"))
+    by: tuple[str, ...] = ("loss", "D"),  # columns that make a cell
+) -> pd.DataFrame:  # a row a cell: mean, std and n without SEE; difference, se, p, n_pairs; p corrected over the table
+    "Each loss with SEE less the same loss without, paired by seed. Other augmentations among the rows are left out."
+    by, see = list(by), rows.see.astype(bool)
+    mixed = rows.image_mix.fillna("").ne("") if "image_mix" in rows else pd.Series(False, rows.index)
+    own = rows.assign(method=see.map({False: "alone", True: "SEE"}))[(~see | (rows.expansion == "see")) & ~mixed]
+    alone = summarise(own[own.method == "alone"], by, metric)
+    pairs = paired_difference(own, by, metric, "alone").drop(columns="method")
+    table = alone.merge(pairs, on=by, suffixes=("", "_pairs"))
     return table.assign(corrected=holm(table.p))

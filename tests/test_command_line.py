@@ -119,7 +119,7 @@ def toy_notebooks(tmp_path) -> Path:
     )
     folder = tmp_path / "nbs"
     folder.mkdir()
-    for name, title, code in (("10_quick_run", "Runs", run), ("20_quick_table", "Report", report)):
+    for name, title, code in (("10_quick_run", "Runs", run), ("20a_small_experiments", "Report", report)):
         cells = [new.new_markdown_cell(f"# {title}\n\n> Claim with $x^2$.\n\n## Part of {title}\n\nSee [runs](10_quick_run.ipynb)."), new.new_code_cell(code)]
         nbformat.write(new.new_notebook(cells=cells), folder / f"{name}.ipynb")
     return folder
@@ -160,9 +160,9 @@ def test_after_ctrl_c_finished_rows_stay_and_the_next_call_goes_on(toy_notebooks
 
 
 def test_a_failing_notebook_is_named(see_nb_command, toy_notebooks, tmp_path):
-    path = toy_notebooks / "20_quick_table.ipynb"
+    path = toy_notebooks / "20a_small_experiments.ipynb"
     notebook = nbformat.read(path, as_version=4)
     notebook.cells.append(nbformat.v4.new_code_cell("raise RuntimeError('no rows')"))
     nbformat.write(notebook, path)
     done = see_nb_command("reproduce", "--notebooks", toy_notebooks, "--output", tmp_path / "book")
-    assert done.returncode == 2 and "20_quick_table.ipynb stopped: RuntimeError: no rows" in done.stderr
+    assert done.returncode == 2 and "20a_small_experiments.ipynb stopped: RuntimeError: no rows" in done.stderr

@@ -58,7 +58,7 @@ def test_every_third_party_import_is_a_requirement(root):
     settings = ConfigParser(delimiters=["="])
     settings.read(root / "settings.ini")
     requirements = settings["DEFAULT"]["requirements"]
-    names = {"faiss": "faiss-cpu", "pytorch_metric_learning": "pytorch-metric-learning", "PIL": "matplotlib"}
+    names = {"faiss": "faiss-cpu", "pytorch_metric_learning": "pytorch-metric-learning", "PIL": "matplotlib", "IPython": "ipython"}
     for path in (root / "see_nb").glob("*.py"):
         if path.name == "_modidx.py":
             continue
