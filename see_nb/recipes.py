@@ -177,9 +177,10 @@ def best_rates(
     rows: pd.DataFrame,  # of the results of the search
     by: list[str],  # columns whose every value has its own rates, for instance dataset, loss and embedding_size
 ) -> pd.DataFrame:  # learning_rate, proxy_rate and validation_recall, indexed by these columns
-    "The rates with the highest Recall@1 on the validation classes after the last epoch."
-    rows = rows.assign(validation_recall=rows.history.map(lambda history: history[-1]["recall_at_1"]))
-    best = rows.sort_values("validation_recall", kind="stable").groupby(by, sort=False).tail(1)
+    "The rates with the highest Recall@1, and of these the highest MAP@R, on the validation classes after the last epoch."
+    last = rows.history.map(lambda history: history[-1])
+    rows = rows.assign(validation_recall=last.map(lambda h: h["recall_at_1"]), validation_map=last.map(lambda h: h["map_at_r"]))
+    best = rows.sort_values(["validation_recall", "validation_map"], kind="stable").groupby(by, sort=False).tail(1)
     return best.set_index(by)[["learning_rate", "proxy_rate", "validation_recall"]].sort_index()
 
 
