@@ -9,13 +9,15 @@ __all__ = ['run_notebook', 'write_book', 'find_notebooks', 'reproduce']
 import html
 import os
 import re
+import shutil
 import signal
 import sys
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import nbformat
-from jinja2 import pass_context
+from jinja2 import Environment, pass_context
 from latex2mathml.converter import convert as latex_to_mathml
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
@@ -25,22 +27,30 @@ import see_nb
 
 # %% ../nbs/31_book.ipynb #c05
 def _draw_math(text: str) -> str:
-    "Replace $$...$$ and $...$ in a piece of HTML by MathML."
+    "Replace $$...$$ and $...$ in a piece of HTML by MathML, but not in code."
 
     def draw(match: re.Match) -> str:
         block, inline = match.group(1), match.group(2)
+        if not (block or inline):
+            return match.group(0)
         latex = html.unescape(block or inline).replace(r"\lVert", r"\|").replace(r"\rVert", r"\|")
         return latex_to_mathml(latex, display="block" if block else "inline")
 
-    return re.sub(r"\$\$(.+?)\$\$|(?<![\\$])\$([^$\n]+?)\$", draw, text, flags=re.S)
+    return re.sub(r"<(?:code|pre)\b.*?</(?:code|pre)>|\$\$(.+?)\$\$|(?<![\\$])\$([^$\n]+?)\$", draw, text, flags=re.S)
 
 
 class _BookExporter(HTMLExporter):
-    "HTML without scripts from other places, links between notebooks as links between pages."
+    "The inside of a page: no scripts from other places, links between notebooks as links between pages."
 
     mathjax_url = ""
     require_js_url = ""
     mermaid_js_url = ""
+    template_name = "basic"
+    exclude_anchor_links = exclude_input_prompt = exclude_output_prompt = True
+
+    def default_filters(self):
+        yield from super().default_filters()
+        yield "clean_html", lambda text: text  # is for the notebooks of strangers, and takes half of the time
 
     @pass_context
     def markdown2html(self, context, source):
@@ -85,63 +95,264 @@ def run_notebook(
 
 # %% ../nbs/31_book.ipynb #c11
 _STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 0 auto; padding: 1rem; color: #222 }
-h1, h2, h3 { line-height: 1.2 } figure { margin: 1rem 0 } img { max-width: 100%; height: auto }
-.wide { overflow-x: auto } table { border-collapse: collapse; font-size: .9rem }
-th, td { white-space: nowrap; padding: .25rem .6rem; border-bottom: 1px solid #ddd; text-align: left } a { color: #0b5394 }
+:root { color-scheme: light }
+body { margin: 0; font: 1rem/1.55 system-ui, sans-serif; color: #222; background: #fff; overflow-wrap: break-word }
+nav, main { max-width: 68rem; margin: 0 auto; padding: .75rem 1rem } p, li, blockquote, figcaption { max-width: 46rem; box-sizing: border-box }
+nav { display: flex; flex-wrap: wrap; gap: .25rem 1.5rem; font-size: .9rem; border-bottom: 1px solid #ddd }
+h1, h2, h3 { line-height: 1.25; margin: 1.6em 0 .5em } h1 { font-size: 1.7rem; margin-top: .5em } h2 { font-size: 1.35rem } h3 { font-size: 1.1rem }
+a { color: #0b5394 } li { margin: .25rem 0 } img { max-width: 100%; height: auto }
+blockquote { margin: 1rem 0; padding: 0 1rem; border-left: 4px solid #cbd5dd; color: #444 }
+code, pre { font: .875em/1.45 ui-monospace, Menlo, Consolas, monospace }
+pre { font-size: .85rem; margin: .5rem 0; overflow-x: auto } .highlight { background: #f5f6f7; padding: .1rem .75rem; border-radius: 4px }
+.highlight [class^="k"], .ow { color: #005a9c } .highlight [class^="s"] { color: #7a4300 } .highlight [class^="m"] { color: #8b2252 }
+.highlight [class^="c"] { color: #5a6b5d } .highlight .nf, .highlight .nc { font-weight: 600 }
+.cell, .output { margin: .75rem 0 } .wide, .block { display: block; overflow-x: auto }
+table { border-collapse: collapse; border: 0; font-size: .9rem; width: max-content; font-variant-numeric: tabular-nums }
+th, td { border: 0; border-bottom: 1px solid #ddd; padding: .3rem .6rem; text-align: left !important; vertical-align: top; max-width: 26rem }
+caption { text-align: left; padding: .3rem .6rem } th { font-weight: 600 }
+th button { all: unset; cursor: pointer } th button::after { content: " \\2195"; color: #767676 }
+th[aria-sort=ascending] button::after { content: " \\2191"; color: inherit } th[aria-sort=descending] button::after { content: " \\2193"; color: inherit }
+button:focus-visible, a:focus-visible { outline: 2px solid #0b5394; outline-offset: 2px }
+.enlarge { border: 0; padding: 0; background: none; cursor: zoom-in; max-width: 100% } .enlarge img { display: block }
+dialog { border: 0; padding: .5rem; width: 96vw; height: 94vh; max-width: none; max-height: none; box-sizing: border-box; overflow: auto; cursor: zoom-out }
+dialog::backdrop { background: #000a } dialog img { display: block; width: 100%; height: calc(94vh - 4rem); object-fit: contain }
+dialog button { font: inherit; padding: .25rem 1rem; margin-bottom: .5rem; position: sticky; left: 0 }
+figure { margin: 1.5rem 0 2.5rem } figcaption { font-size: .9rem; color: #444; border-left: 4px solid #cbd5dd; padding-left: .75rem; margin-top: .75rem }
+figcaption p { margin: .4rem 0 } .plain { list-style: none; padding: 0 } .claim { color: #444; display: block }
+@media (max-width: 40rem) { dialog img { width: 250vw; max-width: none; height: auto } ul, ol { padding-left: 1.25rem } }
 """
 
-
-def _title(notebook: nbformat.NotebookNode) -> str:
-    return notebook.cells[0].source.splitlines()[0].lstrip("# ")
-
-
-def _shown(notebook: nbformat.NotebookNode) -> list[str]:
-    "Tables and figures as HTML, each heading once before the first of its own."
-    parts, heading = [], None
-    for cell in notebook.cells:
-        if cell.cell_type == "markdown":
-            for line in cell.source.splitlines():
-                heading = line.lstrip("# ") if line.startswith("## ") else heading
-            continue
-        for output in cell.outputs:
-            data = output.get("data", {})
-            if "image/png" in data:
-                picture = f'<figure><img alt="{html.escape(heading or "figure")}" src="data:image/png;base64,{data["image/png"].strip()}"></figure>'
-            elif "text/html" in data:
-                picture = f'<div class="wide">{data["text/html"]}</div>'
-            else:
-                continue
-            parts += ([f"<h3>{html.escape(heading)}</h3>"] if heading else []) + [picture]
-            heading = None
-    return parts
-
-# %% ../nbs/31_book.ipynb #c12
-def write_book(
-    notebooks: dict[str, nbformat.NotebookNode],  # file stem -> notebook with outputs, in reading order
-    output: str | Path,  # folder of the pages
-) -> Path:  # the index page
-    "One HTML page a notebook, and an index with the tables and figures of the reports (20 to 29)."
-    output = Path(output)
-    output.mkdir(parents=True, exist_ok=True)
-    exporter = _BookExporter()
-    contents, reports = [], []
-    for stem, notebook in notebooks.items():
-        page = re.sub(r'<script src="">.*?</script>', "", exporter.from_notebook_node(notebook)[0], flags=re.S)
-        (output / f"{stem}.html").write_text(page, encoding="utf-8")
-        contents.append(f'<li><a href="{stem}.html">{html.escape(_title(notebook))}</a></li>')
-        if "20" <= stem[:2] <= "29":
-            reports += [f'<h2>{html.escape(_title(notebook))}</h2><p><a href="{stem}.html">With code and text</a></p>', *_shown(notebook)]
-    page = (
-        '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-        f"<title>see_nb</title><style>{_STYLE}</style></head><body><h1>Spherical Embedding Expansion: the companion</h1>"
-        f"<p>Made by <code>see-nb reproduce</code>. Rows: <a href=\"results.jsonl\">results.jsonl</a></p>"
-        f"{''.join(reports)}<h2>Notebooks</h2><ul>{''.join(contents)}</ul></body></html>"
-    )
-    (output / "index.html").write_text(page, encoding="utf-8")
-    return output / "index.html"
+# %% ../nbs/31_book.ipynb #c13
+_SCRIPT = r"""
+"use strict";
+function firstNumber(text) {
+  const found = /^(?:p\s*)?[<>=~≤≥\s]*([-+−]?(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?)/i.exec(text.replace(/(\d),(?=\d{3})/g, "$1"));
+  return found ? parseFloat(found[1].replace("−", "-")) : NaN;
+}
+function repeatSpans(body) {
+  [...body.rows].forEach((row, i) => [...row.cells].forEach(cell => {
+    const rows = [...body.rows].slice(i + 1, i + cell.rowSpan), at = cell.cellIndex;
+    cell.removeAttribute("rowspan");
+    for (const other of rows) {
+      const copy = cell.cloneNode(true);
+      copy.removeAttribute("id");
+      other.insertBefore(copy, other.cells[at] || null);
+    }
+  }));
+}
+function sorted(rows, column, direction) {
+  if (direction === "none") return rows;
+  const text = new Map(rows.map(row => [row, (row.cells[column]?.textContent ?? "").trim()]));
+  const blank = row => /^(|[-–—]|nan|none)$/i.test(text.get(row)), known = rows.filter(row => !blank(row));
+  const byNumber = known.filter(row => !isNaN(firstNumber(text.get(row)))).length * 2 > known.length;
+  const words = new Intl.Collator("en", {numeric: true});
+  const last = row => blank(row) || (byNumber && isNaN(firstNumber(text.get(row))));
+  const compare = (a, b) => byNumber ? firstNumber(text.get(a)) - firstNumber(text.get(b)) : words.compare(text.get(a), text.get(b));
+  const sign = direction === "ascending" ? 1 : -1;
+  return [...rows.filter(row => !last(row)).sort((a, b) => sign * compare(a, b)), ...rows.filter(last)];
+}
+for (const table of document.querySelectorAll("table")) {
+  const body = table.tBodies[0], heads = [];
+  for (const row of body && body.rows.length > 1 ? table.tHead?.rows ?? [] : []) {
+    let at = 0;
+    for (const cell of row.cells) {
+      if (cell.colSpan === 1 && cell.textContent.trim()) heads[at] = cell;
+      at += cell.colSpan;
+    }
+  }
+  let rows;
+  heads.forEach((head, column) => {
+    const button = document.createElement("button");
+    button.type = "button";
+    button.append(...head.childNodes);
+    head.append(button);
+    head.setAttribute("aria-sort", "none");
+    button.onclick = () => {
+      if (!rows) { repeatSpans(body); rows = [...body.rows]; }
+      const next = {none: "ascending", ascending: "descending", descending: "none"}[head.getAttribute("aria-sort")];
+      heads.forEach(other => other.setAttribute("aria-sort", other === head ? next : "none"));
+      body.append(...sorted(rows, column, next));
+    };
+  });
+}
+const dialog = document.createElement("dialog"), closing = document.createElement("button");
+closing.textContent = "Close";
+dialog.onclick = () => dialog.close();
+document.body.append(dialog);
+for (const image of document.querySelectorAll("main img")) {
+  const button = document.createElement("button");
+  button.type = "button";
+  button.className = "enlarge";
+  button.setAttribute("aria-label", "Enlarge: " + image.alt);
+  image.replaceWith(button);
+  button.append(image);
+  button.onclick = () => { dialog.replaceChildren(closing, image.cloneNode()); dialog.showModal(); };
+}
+"""
 
 # %% ../nbs/31_book.ipynb #c15
+_templates = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+_PAGE = _templates.from_string("""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{{ title }}</title>
+<link rel="icon" href="data:,">
+<style>{{ style | safe }}</style>
+</head>
+<body>
+{% if near %}
+<nav><a href="index.html">Contents</a>{% for c in near %} <a href="{{ c.stem }}.html">{{ c.number }} {{ c.title | safe }}</a>{% endfor %}</nav>
+{% endif %}
+<main>
+{{ body | safe }}
+</main>
+<script>{{ script | safe }}</script>
+</body>
+</html>
+""")
+_INDEX = _templates.from_string("""
+{%- macro links(files) %}
+{% for f in files %}{% if f in there %}<a href="{{ f }}">{{ f }}</a>{% else %}{{ f }}{% endif %}{{ ", " if not loop.last }}{% endfor %}
+{% endmacro -%}
+<h1>Spherical Embedding Expansion: the companion</h1>
+<p>Made by <code>see-nb reproduce</code>. Rows, one a training run: {{ links(there) }}.</p>
+<h2 id="contents">Contents</h2>
+{% for part, chapters in parts.items() if chapters %}
+<h3>{{ part }}</h3>
+<ul class="plain">
+{% for c in chapters %}
+<li><a href="{{ c.stem }}.html">{{ c.number }} {{ c.title | safe }}</a> <span class="claim">{{ c.claim | safe }}</span></li>
+{% endfor %}
+</ul>
+{% endfor %}
+<h2 id="list">Tables and figures</h2>
+<ul class="plain">
+{% for c in parts.Report %}{% for s in c.sections %}{% for i in s["items"] %}
+<li><a href="#{{ i.anchor }}">{{ i.label }}</a> {{ i.title | safe }}
+{% if i.title == s.heading and s["items"] | length > 1 %}<span class="claim">{{ i.text | striptags | truncate(100) }}</span>{% endif %}</li>
+{% endfor %}{% endfor %}{% endfor %}
+</ul>
+{% for c in parts.Report %}
+<h2 id="report-{{ c.number }}">{{ c.title | safe }}</h2>
+<p>{{ c.claim | safe }} <a href="{{ c.stem }}.html">With code and text</a></p>
+{% for s in c.sections %}
+{% if s.heading %}<h3>{{ s.heading | safe }}</h3>{% endif %}
+{% for i in s["items"] %}
+<figure id="{{ i.anchor }}">
+{% if i.kind == "Table" %}{{ i.data | safe }}{% else %}<img alt="{{ i.title | striptags }}" src="data:image/png;base64,{{ i.data }}">{% endif %}
+<figcaption>
+<p><b>{{ i.label }}.</b> {{ i.title | safe }}</p>
+{{ i.text | safe }}
+<p>Made by <code>{{ i.command }}</code> in <a href="{{ c.stem }}.html#cell-id={{ i.cell }}">this cell</a>.
+{% if i.rows %}Rows: {% for files, n in i.rows %}{{ links(files) }} ({{ n }}){{ "; " if not loop.last else "." }}{% endfor %}{% endif %}</p>
+</figcaption>
+</figure>
+{% endfor %}{% endfor %}{% endfor %}
+""")
+
+# %% ../nbs/31_book.ipynb #c17
+def _pieces(notebook: nbformat.NotebookNode):
+    "Headings, lines of text, files of rows, tables and figures, in order."
+    for cell in notebook.cells:
+        for line in [*cell.source.splitlines(), ""] if cell.cell_type == "markdown" else ():
+            heading = re.match("##+ (.+)", line)
+            yield ("heading", heading[1]) if heading else ("text", line)
+        for output in cell.get("outputs", []):
+            for files, n in re.findall(r"^Rows: (.+) \(([\d,]+)\)$", output.get("text", ""), flags=re.M):
+                yield "rows", (files.split(", "), n)
+            data = output.get("data", {})
+            if "image/png" in data:
+                yield "Figure", {"data": data["image/png"].strip(), "cell": cell.get("id")}
+            elif "<table" in data.get("text/html", ""):
+                yield "Table", {"data": data["text/html"], "cell": cell.get("id")}
+
+
+def _sections(notebook: nbformat.NotebookNode) -> list[dict]:
+    "Each heading with its tables and figures; each of these with its lines of text and the rows read before it."
+    sections, text, rows = [{"heading": "", "items": []}], [], []
+    for kind, value in [*_pieces(notebook), ("heading", "")]:
+        items = sections[-1]["items"]
+        if kind == "heading":
+            if items:
+                items[-1]["text"] += ["", *text]
+            text = []
+            sections.append({"heading": value, "items": []})
+        elif kind == "rows":
+            rows = rows if value in rows else [*rows, value]
+        elif kind == "text":
+            text += [value] if sections[-1]["heading"] else []
+        else:
+            items.append({"kind": kind, **value, "text": text, "rows": rows})
+            text = []
+    return [section for section in sections if section["items"]]
+
+# %% ../nbs/31_book.ipynb #c20
+def _command(stem: str, notebook: nbformat.NotebookNode, rows: list, preset: str) -> str:
+    "How to make the tables and figures of a report again."
+    given = re.search(r"\*\*In\*\*(.*?)(\*\*Out\*\*|$)", notebook.cells[0].source, flags=re.S)
+    numbers = re.findall(r"\]\((1\d\w*?)_\w*\.ipynb", given[1] if given else "")
+    of_this_run = any(not file.startswith("results/") for files, _ in rows for file in files)
+    return " ".join(["see-nb reproduce --preset", preset if of_this_run else "full", "--only", *sorted(set(numbers)), stem.split("_")[0]])
+
+# %% ../nbs/31_book.ipynb #c23
+_PARTS = {"Explain": "0", "Run": "1", "Report": "2", "Tools": "3"}  # first digit of the notebooks
+
+
+def _write_page(path: Path, title: str, body: str, near: list = ()) -> None:
+    "A body in the frame, with its tables and formulas in boxes that scroll."
+    body = re.sub(r"(<table.*?</table>)", r'<div class="wide">\1</div>', body, flags=re.S)
+    body = re.sub(r'(<math [^>]*display="block".*?</math>)', r'<span class="block">\1</span>', body, flags=re.S)
+    path.write_text(_PAGE.render(title=title, body=body, near=near, style=_STYLE, script=_SCRIPT), encoding="utf-8")
+
+
+def _chapter(stem: str, notebook: nbformat.NotebookNode, inline) -> dict:
+    "What the index says about a notebook."
+    lines = notebook.cells[0].source.splitlines()
+    claim = next((line[2:] for line in lines if line.startswith("> ")), "")
+    return {"stem": stem, "number": stem.split("_")[0], "title": inline(lines[0].lstrip("# ")), "claim": inline(claim)}
+
+# %% ../nbs/31_book.ipynb #c24
+def write_book(
+    notebooks: dict[str, nbformat.NotebookNode],  # file stem -> notebook with outputs, in reading order
+    output: str | Path,  # folder of the pages, where the rows of this run are
+    *,
+    results: str | Path | None = None,  # folder of the rows that come with the repository; they are copied into output/results
+    preset: str = "full",  # with which the rows in output were made
+) -> Path:  # the index page
+    "One HTML page a notebook, and an index with the tables and figures of the reports (20 to 29)."
+    output, exporter = Path(output), _BookExporter()
+    (output / "results").mkdir(parents=True, exist_ok=True)
+    for path in Path(results).glob("*.jsonl") if results else ():
+        shutil.copyfile(path, output / "results" / path.name)
+
+    def inline(text):
+        return exporter.markdown2html({}, text).strip().removeprefix("<p>").removesuffix("</p>")
+
+    chapters = [_chapter(stem, notebook, inline) for stem, notebook in notebooks.items()]
+    counts = {"Table": 0, "Figure": 0}
+    for i, (chapter, notebook) in enumerate(zip(chapters, notebooks.values())):
+        stem, body = chapter["stem"], exporter.from_notebook_node(notebook)[0]
+        body = body.replace("No description has been provided for this image", f"Figure of notebook {chapter['number']}")
+        near = chapters[max(i - 1, 0) : i] + chapters[i + 1 : i + 2]
+        _write_page(output / f"{stem}.html", html.unescape(re.sub("<[^>]+>", "", chapter["title"])), body, near)
+        chapter["sections"] = _sections(notebook) if stem.startswith(_PARTS["Report"]) else []
+        for section in chapter["sections"]:
+            section["heading"] = inline(section["heading"])
+            for item in section["items"]:
+                counts[item["kind"]] += 1
+                label = f"{item['kind']} {counts[item['kind']]}"
+                caption = re.search("<caption[^>]*>(.*?)</caption>", item["data"], flags=re.S)
+                item |= {"label": label, "anchor": label.lower().replace(" ", "-"), "text": exporter.markdown2html({}, "\n".join(item["text"]))}
+                item |= {"title": caption[1] if caption else section["heading"] or chapter["title"]}
+                item |= {"command": _command(stem, notebook, item["rows"], preset)}
+    there = [path.relative_to(output).as_posix() for path in [*sorted(output.glob("*.jsonl")), *sorted(output.glob("results/*.jsonl"))]]
+    parts = {part: [c for c in chapters if c["stem"].startswith(digit)] for part, digit in _PARTS.items()}
+    _write_page(output / "index.html", "see_nb", _INDEX.render(parts=parts, there=there))
+    return output / "index.html"
+
+# %% ../nbs/31_book.ipynb #c27
 def find_notebooks(
     folder: str | Path | None = None,  # of the notebooks; None: ./nbs, else beside the package
 ) -> Path:
@@ -160,19 +371,25 @@ def reproduce(
     preset: str = "quick",  # "quick" (minutes) or "full" (hours)
     output: str | Path = "see-nb-book",  # folder of the rows and pages; rows that are there are kept and not run again
     notebooks: str | Path | None = None,  # folder of the notebooks, see `find_notebooks`
+    only: Sequence[str] = (),  # numbers of the notebooks to run, for instance 10a; none: all
 ) -> Path:  # the index page
-    "Run the run and report notebooks in order and write the book."
+    "Run the run and report notebooks in order and write the book; notebooks that are not run stand in it as they are."
     if preset not in ("quick", "full"):
         raise ValueError(f"preset: expected quick or full, got {preset!r}.")
     source, output = find_notebooks(notebooks), Path(output).resolve()
     if output.exists() and not output.is_dir():
         raise ValueError(f"output: {output} is a file. Give a folder.")
+    if output == source:
+        raise ValueError(f"output: {output} is the folder of the notebooks. Give another.")
+    paths = sorted(source.glob("[0-9]*.ipynb"))
+    to_run = {path.stem.split("_")[0]: path for path in paths if "10" <= path.stem[:2] <= "29"}
+    if unknown := [number for number in only if number not in to_run]:
+        raise ValueError(f"only: expected some of {', '.join(to_run)}, got {', '.join(unknown)}. Notebooks with other numbers are never run.")
+    to_run = [path for number, path in to_run.items() if number in only or not only]
     output.mkdir(parents=True, exist_ok=True)
     os.environ.update(SEE_NB_PRESET=preset, SEE_NB_OUTPUT=str(output))
-    paths = sorted(source.glob("[0-9]*.ipynb"))
     chapters = {path.stem: nbformat.read(path, as_version=4) for path in paths}
-    to_run = [path for path in paths if "10" <= path.stem[:2] <= "29"]
     for number, path in enumerate(to_run, 1):
-        print(f"[{number}/{len(to_run)}] {path.stem}: {_title(chapters[path.stem])}", file=sys.stderr)
+        print(f"[{number}/{len(to_run)}] {path.stem}: {chapters[path.stem].cells[0].source.splitlines()[0].lstrip('# ')}", file=sys.stderr)
         chapters[path.stem] = run_notebook(path)
-    return write_book(chapters, output)
+    return write_book(chapters, output, results=source / "results", preset=preset)

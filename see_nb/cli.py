@@ -35,9 +35,10 @@ class Reproduce:
     preset: Literal["quick", "full"] = "quick"  # quick: minutes on two CPU cores; full: one to two hours, more with photos
     output: Path = Path("see-nb-book")  # folder of the book; finished runs in it are kept and not run again
     notebooks: Path | None = None  # folder of the notebooks, if not ./nbs or beside the package
+    only: tuple[str, ...] = ()  # run the notebooks with these numbers, for instance 10a 20a; the others stand in the book as they are
 
     def run(self) -> None:
-        index = reproduce(self.preset, self.output, self.notebooks)
+        index = reproduce(self.preset, self.output, self.notebooks, self.only)
         print(f"The book is at {index}")
 
 # %% ../nbs/32_cli.ipynb #c06

@@ -186,13 +186,17 @@ def best_rates(
 
 def integration_rows(
     rows: pd.DataFrame,  # of notebook 12, with those of its search
-) -> pd.DataFrame:  # without the search, with D for the embedding size, and `tuned`: whether a run has its own cell's best rates
+) -> pd.DataFrame:  # without the search, with D, and `tuned`, `tuned_at_64`: whether a run has the best rates of its own cell, or of D = 64
     "The rows of the integration table. Rates are searched at the sizes of `SEARCHED_AT`."
     rates = ["learning_rate", "proxy_rate"]
     best = best_rates(rows[rows.experiment == "integration search"], ["dataset", "loss", "embedding_size"])[rates]
     rows = rows[rows.experiment == "integration"].rename(columns={"embedding_size": "D"})
-    wanted = best.reindex(pd.MultiIndex.from_arrays([rows.dataset, rows.loss, rows.D.map(SEARCHED_AT)]))
-    return rows.assign(tuned=(wanted.values == rows[rates].values).all(1))
+
+    def has_rates_of(sizes: pd.Series) -> pd.Series:
+        wanted = best.reindex(pd.MultiIndex.from_arrays([rows.dataset, rows.loss, sizes]))
+        return (wanted.values == rows[rates].values).all(1)
+
+    return rows.assign(tuned=has_rates_of(rows.D.map(SEARCHED_AT)), tuned_at_64=has_rates_of(rows.D.mask(rows.D > 0, 64)))
 
 # %% ../nbs/07a_recipes.ipynb #c15
 _BACKBONES = {  # name -> (embedding sizes, learning rate on small and large sets, smallest crop)

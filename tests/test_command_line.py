@@ -20,7 +20,7 @@ def test_help_names_every_command_and_option(see_nb_command):
     overview = see_nb_command("--help").stdout
     assert all(command in overview for command in ("reproduce", "train", "evaluate", "datasets"))
     for command, options in {
-        "reproduce": ("--preset", "--output"),
+        "reproduce": ("--preset", "--output", "--only"),
         "train": ("--preset", "--dataset", "--root", "--backbone", "--weights", "--embedding-size", "--image-size", "--loss", "--see",
                   "--no-see", "--n-expansion", "--weight", "--epochs", "--precision", "--seed", "--output", "--resume", "--show"),
         "evaluate": ("--checkpoint", "--dataset", "--root"),
@@ -45,6 +45,7 @@ def test_help_names_every_command_and_option(see_nb_command):
         (["train", "--dataset", "folder"], "root: expected the folder of your own photos"),
         (["evaluate", "--checkpoint", "/none.pt"], "checkpoint: there is no file /none.pt"),
         (["reproduce", "--notebooks", "/none"], "there is no 10_quick_run.ipynb in /none"),
+        (["reproduce", "--only", "10", "99"], "only: expected some of 10, 10a, "),
     ],
 )
 def test_wrong_input_is_one_sentence_and_exit_code_2(see_nb_command, tmp_path, arguments, message):
@@ -136,7 +137,7 @@ def test_reproduce_writes_a_book_whose_links_resolve(see_nb_command, toy_noteboo
         text = page.read_text()
         assert "$x^2$" not in text
         for link in re.findall(r'href="([^"#]+)"', text):
-            assert link.startswith("https://") or (book / link).exists(), (page.name, link)
+            assert link.startswith(("https://", "data:")) or (book / link).exists(), (page.name, link)
         assert not re.search(r'<script[^>]*src=|<link[^>]*href="http', text), page.name
 
 
