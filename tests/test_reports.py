@@ -134,7 +134,7 @@ def outputs(notebook: nbformat.NotebookNode) -> list[list[tuple[str, str]]]:
     "What each code cell shows: text, tables without the random names of their styles, pictures."
     shown = []
     for cell in (c for c in notebook.cells if c.cell_type == "code"):
-        parts = [("text", o.text) for o in cell.outputs if o.output_type == "stream" and o.name == "stdout"]
+        parts = [("text", "".join(o.text for o in cell.outputs if o.output_type == "stream" and o.name == "stdout"))]
         for data in (o.data for o in cell.outputs if "data" in o):
             kind = next(k for k in ("image/png", "text/html", "text/plain") if k in data)
             parts.append((kind, re.sub(r"\bT_[0-9a-f]+", "T", data[kind])))
