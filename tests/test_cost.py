@@ -1,6 +1,7 @@
 "Costs: how they are measured, and what the committed rows hold. No speed is asked for here."
 
 import json
+from itertools import groupby
 
 import nbformat
 import pytest
@@ -22,7 +23,7 @@ def rows(root):
 def test_functions_take_turns():
     called = []
     times = take_turns({name: lambda name=name: called.append(name) for name in "ab"}, rounds=3, seconds=0)
-    assert "".join(called) == "aabb" + "ab" * 3  # to warm up, to count, then in turns
+    assert "".join(name for name, _ in groupby(called)) == "ab" * 4  # to warm up, then in turns
     assert times.shape == (3, 2) and (times > 0).all(axis=None)
     found = compared(times, "a", "b")
     assert found["ratio_low"] <= found["ratio"] <= found["ratio_high"]
@@ -35,7 +36,7 @@ def test_memory_of_a_step_is_the_same_each_time_and_more_with_more_synthetics():
     peaks = {}
     for k in (0, 4, 32):
         module = SEELoss(loss, k) if k else loss
-        peaks[k] = [peak_bytes(lambda: torch.autograd.grad(module(x, labels), [x, loss.proxies])) for _ in range(2)]
+        peaks[k] = [peak_bytes(lambda: torch.autograd.grad(module(x, labels), [x, loss.proxies])) for _ in range(3)][1:]  # the first fills caches
     assert all(first == second for first, second in peaks.values())
     assert 0 < peaks[0][0] <= peaks[4][0] < peaks[32][0]
     assert peaks[32][0] > 16 * 32 * 64 * 4  # the synthetics alone: 40 % of 40 sources, float32
