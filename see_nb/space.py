@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['alignment', 'uniformity', 'density', 'spectral_decay', 'proxy_cosines', 'means_to_proxies', 'mutual_cosines',
-           'space_measures', 'pulls_on_proxy', 'pull_cosines']
+           'space_measures', 'pulls_on_proxy', 'pull_cosines', 'last_points']
 
 # %% ../nbs/06c_space.ipynb #c02
 import math
@@ -209,3 +209,12 @@ def pull_cosines(
         "chosen": _cosines(by_class(pulls[chosen], of), held),
         "class": _cosines(by_class(pulls, labels), held),
     }
+
+# %% ../nbs/06c_space.ipynb #c41
+def last_points(
+    history: list[dict],  # of a row of the sphere runs
+) -> tuple[Tensor, Tensor, Tensor]:  # unit embeddings (N, D), labels (N,), unit proxies (C, D)
+    "Embeddings, labels and proxies after the last epoch."
+    kept = history[-1]
+    x, p = (F.normalize(torch.tensor(kept[name]), dim=1) for name in ("embeddings", "proxies"))
+    return x, torch.tensor(kept["labels"]), p
