@@ -202,7 +202,7 @@ def draw_grid(
     points, half = (table.pivot(index="D", columns="classes", values=value) for value in ("points", "half"))
     ax.imshow(points, cmap="RdBu_r", norm=TwoSlopeNorm(0, -3, 3), aspect="auto")
     for (i, j), value in np.ndenumerate(points.values):
-        ax.text(j, i, f"{value:+.1f}\n±{half.values[i, j]:.1f}", ha="center", va="center", fontsize=8)
+        ax.text(j, i, f"{value:+.1f}\n±{half.values[i, j]:.1f}", ha="center", va="center", fontsize=8, color="white" if abs(value) > 2 else "black")
     ax.set(xticks=range(points.shape[1]), xticklabels=points.columns, yticks=range(points.shape[0]), yticklabels=points.index)
     ax.set(xlabel="training classes", ylabel="D")
     ax.grid(False)
