@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from see_nb.ablations import ablation_questions, ablation_rows, ablation_tests, against_alone, changed, effects, grid_rows
+from see_nb.ablations import ablation_questions, ablation_rows, ablation_tests, against_alone, effects, grid_rows
 
 NUMBERS = ["points", "se", "p", "seeds"]
 DEFAULT = {
@@ -20,7 +20,7 @@ DEFAULT = {
 def lines(root) -> list[dict]:
     "The committed runs."
     text = (root / "nbs" / "results" / "ablations.jsonl").read_text()
-    return [row for row in map(json.loads, text.splitlines()) if row["experiment"] == "ablations"]
+    return [row for row in map(json.loads, text.splitlines()) if row["experiment"] != "ablation search"]
 
 
 @pytest.fixture(scope="module")
@@ -28,9 +28,10 @@ def tests(lines) -> pd.DataFrame:
     return ablation_tests(ablation_rows(pd.DataFrame(lines)))
 
 
-def recalls(lines: list[dict], dataset: str, classes: int, **settings) -> dict[int, float]:
+def recalls(lines: list[dict], dataset: str, classes: int, experiment: str = "ablations", **settings) -> dict[int, float]:
     "Recall@1 by seed of the runs with these settings."
-    found = [r for r in lines if r["dataset"] == dataset and r["n_train_classes"] == classes and all(r[k] == v for k, v in settings.items())]
+    settings |= {"dataset": dataset, "n_train_classes": classes, "experiment": experiment}
+    found = [r for r in lines if all(r[k] == v for k, v in settings.items())]
     values = {r["seed"]: 100 * r["recall_at_1"] for r in found}
     assert len(values) == len(found) >= 5
     return values
@@ -62,7 +63,21 @@ def test_contrasts_and_slopes_are_those_of_the_rows(dataset, lines, tests):
         assert own.loc[key, "se"] == pytest.approx(statistics.stdev(values) / len(values) ** 0.5)
     synthetics = {k: runs(n_expansion=k) for k in (1, 2, 4, 8, 16, 32)}
     slopes = [np.polyfit(np.log2(list(synthetics)), [of[seed] for of in synthetics.values()], 1)[0] for seed in synthetics[1]]
-    assert own.loc[("synthetics", "a doubling of K"), "points"] == pytest.approx(statistics.mean(slopes))
+    assert own.loc[("synthetics", "a doubling of K, SEE"), "points"] == pytest.approx(statistics.mean(slopes))
+
+
+@pytest.mark.parametrize("dataset", USUAL)
+def test_fresh_seeds_are_compared_with_each_other_only(dataset, lines, tests):
+    def runs(**settings):
+        return recalls(lines, dataset, USUAL[dataset], "ablations again", embedding_size=64, **settings)
+
+    own = tests[(tests.question == "again") & (tests.dataset == dataset) & (tests.metric == "Recall@1")].set_index("what")
+    suggested = {"see": True, "curriculum": "constant", "n_expansion": 32}
+    see, repeats, alone = runs(**suggested, expansion="see"), runs(**suggested, expansion="repeat"), runs(see=False)
+    assert set(see) == set(range(5, 15))
+    for what, values in (("suggested, simplex (SEE) less alone", paired(see, alone)), ("suggested, simplex (SEE) less suggested, repeated source", paired(see, repeats))):
+        assert own.points[what] == pytest.approx(statistics.mean(values))
+        assert own.se[what] == pytest.approx(statistics.stdev(values) / 10**0.5)
 
 
 def test_a_cell_of_the_grid_is_that_of_the_rows(lines):
@@ -92,23 +107,21 @@ def test_a_run_alone_that_is_missing_takes_its_seed_out_and_nothing_else(lines, 
     number = next(
         i for i, r in enumerate(lines) if r["dataset"] == "glyphs" and r["seed"] == 0 and r["n_train_classes"] == 144 and r["embedding_size"] == 64 and not r["see"]
     )  # fmt: skip
-    rows = ablation_rows(pd.DataFrame(lines))
     after = ablation_tests(ablation_rows(pd.DataFrame([*lines[:number], *lines[number + 1 :]])))
     key = ["question", "dataset", "what", "metric"]
     both = tests.merge(after, on=key, suffixes=("", "_after"))
     assert len(both) == len(tests) == len(after)
     fewer = both[both.seeds != both.seeds_after]
     assert set(fewer.dataset) == {"glyphs"} and (fewer.seeds_after == fewer.seeds - 1).all()
-    assert set(fewer.question) == set(tests.question)
-    assert rows.usual.sum() < len(rows)
+    assert set(fewer.question) == set(tests.question) - {"again"}
 
 
 def test_every_question_has_all_its_runs(lines, tests):
-    rows = ablation_rows(pd.DataFrame(lines))
-    for question in ablation_questions(rows).values():
+    for name, question in ablation_questions(ablation_rows(pd.DataFrame(lines))).items():
         for runs in question.runs.values():
+            assert set(runs.dataset) == set(USUAL)
             for _, group in runs.groupby("dataset"):
                 wide = against_alone(group).pivot(index="seed", columns=question.setting, values="points")
-                assert wide.shape == (5, len(question.values)) and wide.notna().all(axis=None)
-    assert (tests.seeds == 5).all() and len(changed(rows)) > len(USUAL) * 2 * 5
+                assert wide.shape == (10 if name == "again" else 5, len(question.values)) and wide.notna().all(axis=None)
+    assert tests.seeds.eq(tests.question.map({"again": 10}).fillna(5)).all()
     assert tests.corrected.ge(tests.p).all()

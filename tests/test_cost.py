@@ -50,8 +50,8 @@ def test_the_memory_of_a_child_is_its_own():
     assert 1e8 <= large["peak_bytes"] - large["start_bytes"] < 2.5e8
 
 
-def test_the_committed_rows_are_one_run_and_hold_together(rows):
-    assert rows.finished.nunique() == 1 and rows.processor.str.len().gt(0).all() and rows.experiment.eq("cost").all()
+def test_the_committed_rows_are_one_run_of_each_kind_and_hold_together(rows):
+    assert rows.groupby("what").finished.nunique().eq(1).all() and rows.processor.str.len().gt(0).all() and rows.experiment.eq("cost").all()
     assert {"expansion", "loss", "step", "evaluation"} <= set(rows.what)
     measured = rows[rows.ratio.notna()]
     assert (measured.ratio_low <= measured.ratio).all() and (measured.ratio <= measured.ratio_high).all()
