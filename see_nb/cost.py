@@ -182,7 +182,7 @@ def _budget(rows: pd.DataFrame, name: str, wanted: dict, sign: str, budget: floa
     return {
         "what": name,
         "budget": allowed,
-        "measured": f"{reported / _SCALE[unit]:.3g} {unit}",
+        "measured": f"{reported / _SCALE[unit]:.3g} {unit.split(',')[0]}",
         "quartiles": f"{row.ratio_low:.3g} to {row.ratio_high:.3g}" if unit in _COLUMNS else "",
         "rounds": f"{row.rounds:.0f}",
         "where": f"{row.device}, {row.batch_size:.0f} images" if row.what == "step" else "",
