@@ -145,7 +145,8 @@ def test_after_ctrl_c_finished_rows_stay_and_the_next_call_goes_on(toy_notebooks
     book = tmp_path / "book"
     command = [Path(sys.executable).with_name("see-nb"), "reproduce", "--notebooks", toy_notebooks, "--output", book]
     rows = book / "results.jsonl"
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    heard = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell may have started the tests with Ctrl-C switched off
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=heard)
     deadline = time.time() + 120
     while len(read_rows(rows)) < 2 and time.time() < deadline:
         time.sleep(0.05)
