@@ -1,6 +1,6 @@
 """README.md from nbs/index.ipynb: text and stored outputs, no code; pictures go to nbs/images.
 
-    python .ci/make_readme.py [FOLDER]    writes FOLDER/README.md and FOLDER/nbs/images (default: the repository)
+python .ci/make_readme.py [FOLDER]    writes FOLDER/README.md and FOLDER/nbs/images (default: the repository)
 """
 
 import base64
@@ -29,7 +29,9 @@ def render(notebook) -> tuple[str, dict[str, bytes]]:
             elif "text/markdown" in data:
                 parts.append(data["text/markdown"])
     head = "<!-- Made from nbs/index.ipynb by .ci/make_readme.py: change the notebook, not this file. -->"
-    text = re.sub(r"\]\((\w+\.ipynb)", r"](nbs/\1", "\n\n".join(parts))  # links of the notebook start in nbs
+    text = re.sub(
+        r"\]\((\w+\.ipynb)", r"](nbs/\1", "\n\n".join(parts)
+    )  # links of the notebook start in nbs
     return f"{head}\n\n{text}\n", pictures
 
 

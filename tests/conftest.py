@@ -25,6 +25,13 @@ def see_nb_command():
 
     def call(*arguments, **options) -> subprocess.CompletedProcess:
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        return subprocess.run([executable, *map(str, arguments)], capture_output=True, text=True, env=environment, timeout=600, **options)
+        return subprocess.run(
+            [executable, *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            env=environment,
+            timeout=600,
+            **options,
+        )
 
     return call

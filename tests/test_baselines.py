@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from pytorch_metric_learning import losses, miners
 from pytorch_metric_learning.distances import CosineSimilarity, LpDistance
 
-from see_nb.baselines import (
+from see_nb.method.baselines import (
     LOSSES,
     CentersRegularizer,
     KoLeoRegularizer,
@@ -57,7 +57,9 @@ def above_zero(values):
 
 def pairs(y):
     n = range(len(y))
-    return [(i, j) for i in n for j in n if i != j and y[i] == y[j]], [(i, j) for i in n for j in n if y[i] != y[j]]
+    return [(i, j) for i in n for j in n if i != j and y[i] == y[j]], [
+        (i, j) for i in n for j in n if y[i] != y[j]
+    ]
 
 
 def with_own(loss, x, y, change, scale):
@@ -76,7 +78,10 @@ def arc(c, m=math.radians(28.6)):
 def proxy_nca(scale):
     def value(loss, x, y):
         return mean(
-            cross_entropy([-scale * (z - p / p.norm()).square().sum().item() for p in loss.proxies], own) for z, own in zip(x, y)
+            cross_entropy(
+                [-scale * (z - p / p.norm()).square().sum().item() for p in loss.proxies], own
+            )
+            for z, own in zip(x, y)
         )
 
     return value
@@ -87,7 +92,11 @@ def proxy_anchor(loss, x, y, alpha=32, margin=0.1):
     for p in range(C):
         own = [math.exp(-alpha * (s[i][p] - margin)) for i in range(len(x)) if y[i] == p]
         positive += [math.log(1 + sum(own))] if own else []
-        negative.append(math.log(1 + sum(math.exp(alpha * (s[i][p] + margin)) for i in range(len(x)) if y[i] != p)))
+        negative.append(
+            math.log(
+                1 + sum(math.exp(alpha * (s[i][p] + margin)) for i in range(len(x)) if y[i] != p)
+            )
+        )
     return mean(positive) + mean(negative)
 
 
@@ -107,10 +116,21 @@ def soft_triple(loss, x, y, k=10):
         for c in range(C):
             part = s[k * c : k * c + k]
             weights = [math.exp(v / 0.1) for v in part]
-            logits.append(20 * (sum(w * v for w, v in zip(weights, part)) / sum(weights) - (0.01 if c == own else 0)))
+            logits.append(
+                20
+                * (
+                    sum(w * v for w, v in zip(weights, part)) / sum(weights)
+                    - (0.01 if c == own else 0)
+                )
+            )
         total.append(cross_entropy(logits, own))
     w = F.normalize(loss.fc.T, dim=-1)
-    gaps = [(2 + 1e-5 - 2 * w[k * c + i] @ w[k * c + j]).sqrt().item() for c in range(C) for i in range(k) for j in range(i + 1, k)]
+    gaps = [
+        (2 + 1e-5 - 2 * w[k * c + i] @ w[k * c + j]).sqrt().item()
+        for c in range(C)
+        for i in range(k)
+        for j in range(i + 1, k)
+    ]
     return mean(total) + 0.2 * sum(gaps) / (C * k * (k - 1))
 
 
@@ -129,14 +149,23 @@ def lifted_structure(loss, x, y):
     d, (positive, negative) = torch.cdist(x, x).tolist(), pairs(y)
     total = []
     for i, j in positive:
-        total.append(max(math.log(sum(math.exp(1 - d[a][k]) for a, k in negative if a in (i, j))) + d[i][j], 0) ** 2)
+        total.append(
+            max(
+                math.log(sum(math.exp(1 - d[a][k]) for a, k in negative if a in (i, j))) + d[i][j],
+                0,
+            )
+            ** 2
+        )
     return mean(total) / 2
 
 
 def multi_similarity(loss, x, y):
     s, n, total = (x @ x.T).tolist(), len(x), []
     for i in range(n):
-        own, others = [s[i][j] for j in range(n) if j != i and y[j] == y[i]], [s[i][j] for j in range(n) if y[j] != y[i]]
+        own, others = (
+            [s[i][j] for j in range(n) if j != i and y[j] == y[i]],
+            [s[i][j] for j in range(n) if y[j] != y[i]],
+        )
         hard_own = [v for v in own if v - 0.1 < max(others)]
         hard_others = [v for v in others if v + 0.1 > min(own)]
         total.append(math.log(1 + sum(math.exp(-2 * (v - 0.5)) for v in hard_own)) / 2)
@@ -147,8 +176,14 @@ def multi_similarity(loss, x, y):
 def circle(loss, x, y, m=0.4, gamma=80):
     s, n, total = (x @ x.T).tolist(), len(x), []
     for i in range(n):
-        own = sum(math.exp(-gamma * max(1 + m - s[i][j], 0) * (s[i][j] - 1 + m)) for j in range(n) if j != i and y[j] == y[i])
-        others = sum(math.exp(gamma * max(s[i][j] + m, 0) * (s[i][j] - m)) for j in range(n) if y[j] != y[i])
+        own = sum(
+            math.exp(-gamma * max(1 + m - s[i][j], 0) * (s[i][j] - 1 + m))
+            for j in range(n)
+            if j != i and y[j] == y[i]
+        )
+        others = sum(
+            math.exp(gamma * max(s[i][j] + m, 0) * (s[i][j] - m)) for j in range(n) if y[j] != y[i]
+        )
         total.append(math.log(1 + own * others))
     return above_zero(total)
 
@@ -163,12 +198,21 @@ def supcon(loss, x, y, tau=0.1):
 
 def ntxent(loss, x, y, tau=0.1):
     s, (positive, negative) = (x @ x.T / tau).tolist(), pairs(y)
-    return mean(cross_entropy([s[i][j], *(s[i][k] for a, k in negative if a == i)], 0) for i, j in positive)
+    return mean(
+        cross_entropy([s[i][j], *(s[i][k] for a, k in negative if a == i)], 0) for i, j in positive
+    )
 
 
 def on_cosine(loss, x, y):
     s, n = (x @ x.T).tolist(), len(x)
-    return sum(1 - s[i][j] if y[i] == y[j] else max(s[i][j] - 0.5, 0) for i in range(n) for j in range(n)) / n
+    return (
+        sum(
+            1 - s[i][j] if y[i] == y[j] else max(s[i][j] - 0.5, 0)
+            for i in range(n)
+            for j in range(n)
+        )
+        / n
+    )
 
 
 FORMULAS = {
@@ -188,7 +232,10 @@ FORMULAS = {
     "supcon": supcon,
     "ntxent": ntxent,
     "xbm": on_cosine,
-    "irt_r": lambda loss, x, y: on_cosine(loss, x, y) - 0.7 * mean(math.log(d) for d in torch.cdist(x, x).fill_diagonal_(9).amin(1).tolist()),
+    "irt_r": lambda loss, x, y: (
+        on_cosine(loss, x, y)
+        - 0.7 * mean(math.log(d) for d in torch.cdist(x, x).fill_diagonal_(9).amin(1).tolist())
+    ),
 }
 IN_THE_NOTEBOOK = {"curricularface", "quadruplet", "hyp", "log_ratio"}
 SAMPLED = {"triplet_distance_weighted", "margin"}
@@ -221,7 +268,11 @@ def test_sampled_triplets(name):
     value = loss(x, y, triplets).item()
     positive, negative = d[a, p], d[a, n]
     if name == "margin":
-        assert loss.beta.shape == (C,) and loss.beta.requires_grad and (loss.beta == torch.tensor(1.2)).all()
+        assert (
+            loss.beta.shape == (C,)
+            and loss.beta.requires_grad
+            and (loss.beta == torch.tensor(1.2)).all()
+        )
         terms = torch.cat([(positive - 1.2 + 0.2).relu(), (1.2 - negative + 0.2).relu()])
     else:
         terms = (positive - negative + 0.2).relu()
@@ -253,13 +304,23 @@ def test_the_five_first_losses_are_the_same_to_the_bit(name):
 @pytest.mark.parametrize("name", LOSSES)
 def test_gradients(name):
     x, y = batch(3, seed=1)
-    labels = torch.rand(len(y), 2, dtype=x.dtype, generator=torch.Generator().manual_seed(0)) if name == "log_ratio" else y
+    labels = (
+        torch.rand(len(y), 2, dtype=x.dtype, generator=torch.Generator().manual_seed(0))
+        if name == "log_ratio"
+        else y
+    )
     mined = () if LOSSES[name].miner is None else (LOSSES[name].miner()(x, y),)
 
     def value(x):
-        return make(name).eval()(x, labels, *mined)  # a new one each time: the memory of xbm must not grow
+        return make(name).eval()(
+            x, labels, *mined
+        )  # a new one each time: the memory of xbm must not grow
 
-    if name not in ("circle", "quadruplet", "xbm"):  # their weights, margins and memory are constants to the gradient
+    if name not in (
+        "circle",
+        "quadruplet",
+        "xbm",
+    ):  # their weights, margins and memory are constants to the gradient
         assert torch.autograd.gradcheck(value, x.requires_grad_())
     loss = make(name, torch.float32)
     x = x.detach().float().requires_grad_()
@@ -269,12 +330,22 @@ def test_gradients(name):
 
 def test_the_gradient_of_quadruplets_holds_the_margins():
     x, y = batch(3, seed=1)
-    assert torch.autograd.gradcheck(lambda x: QuadrupletLoss(0, 0)(x, y), x.requires_grad_())  # no margins
-    d, (positive, negative) = torch.cdist(F.normalize(x), F.normalize(x)).square(), pairs(y.tolist())
-    gap = (torch.stack([d[i] for i in negative]).mean() - torch.stack([d[i] for i in positive]).mean()).item()
+    assert torch.autograd.gradcheck(
+        lambda x: QuadrupletLoss(0, 0)(x, y), x.requires_grad_()
+    )  # no margins
+    d, (positive, negative) = (
+        torch.cdist(F.normalize(x), F.normalize(x)).square(),
+        pairs(y.tolist()),
+    )
+    gap = (
+        torch.stack([d[i] for i in negative]).mean() - torch.stack([d[i] for i in positive]).mean()
+    ).item()
     terms = [
         [d[i, j] - d[k] + w * gap for i, j in positive for k in negative if wanted(y, i, *k)]
-        for w, wanted in ((1, lambda y, i, l, k: l == i), (0.5, lambda y, i, l, k: y[i] not in (y[l], y[k])))
+        for w, wanted in (
+            (1, lambda y, i, l, k: l == i),
+            (0.5, lambda y, i, l, k: y[i] not in (y[l], y[k])),
+        )
     ]
     held = sum(torch.stack([v for v in part if v > 0]).mean() for part in terms)
     for a, b in zip(torch.autograd.grad(QuadrupletLoss()(x, y), x), torch.autograd.grad(held, x)):
@@ -311,7 +382,9 @@ def test_labels_as_names_of_classes_do_not_matter():
     for name in set(LOSSES) - SAMPLED - {"xbm", "log_ratio"}:
         if LOSSES[name].kind == "pairs":
             loss = make(name)
-            assert loss(x[order], 10 + 7 * y[order]).item() == pytest.approx(loss(x, y).item(), rel=1e-9), name
+            assert loss(x[order], 10 + 7 * y[order]).item() == pytest.approx(
+                loss(x, y).item(), rel=1e-9
+            ), name
 
 
 @settings(max_examples=50, deadline=None)
@@ -352,7 +425,10 @@ def test_pair_softmax_takes_miners_and_references():
     mined = miners.MultiSimilarityMiner()(x, y)
     for more in ({"indices_tuple": mined}, {"ref_emb": batch(3, seed=2)[0], "ref_labels": y}):
         torch.testing.assert_close(loss(x, y, **more), theirs(x, y, **more))
-    torch.testing.assert_close(PairSoftmaxLoss(0.1, distance=LpDistance())(x, y), losses.NTXentLoss(0.1, distance=LpDistance())(x, y))
+    torch.testing.assert_close(
+        PairSoftmaxLoss(0.1, distance=LpDistance())(x, y),
+        losses.NTXentLoss(0.1, distance=LpDistance())(x, y),
+    )
 
 
 def test_entropy_pushes_the_nearest_apart():
@@ -369,14 +445,30 @@ def test_centres_of_the_largest_data_set_fit():
 
 def test_log_ratio_is_the_mean_over_triplets_of_distances():
     generator = torch.Generator().manual_seed(0)
-    x, y = torch.randn(7, 3, dtype=torch.float64, generator=generator), torch.rand(7, dtype=torch.float64, generator=generator)
+    x, y = (
+        torch.randn(7, 3, dtype=torch.float64, generator=generator),
+        torch.rand(7, dtype=torch.float64, generator=generator),
+    )
     e = (torch.cdist(x, x) + 1e-6).log() - ((y[:, None] - y).abs() + 1e-6).log()
-    terms = [(e[i, j] - e[i, k]) ** 2 for i in range(7) for j in range(7) for k in range(j) if i not in (j, k)]
+    terms = [
+        (e[i, j] - e[i, k]) ** 2
+        for i in range(7)
+        for j in range(7)
+        for k in range(j)
+        if i not in (j, k)
+    ]
     torch.testing.assert_close(LogRatioLoss()(x, y), torch.stack(terms).mean())
 
 
 def test_settings_and_sources_are_complete():
     for name, entry in LOSSES.items():
-        assert entry.settings and any(char.isdigit() for char in entry.source.split(",")[-1] + entry.source), name
-        assert entry.samples_per_class >= 2 and entry.kind in ("one proxy a class", "several proxies a class", "pairs", "graded pairs")
+        assert entry.settings and any(
+            char.isdigit() for char in entry.source.split(",")[-1] + entry.source
+        ), name
+        assert entry.samples_per_class >= 2 and entry.kind in (
+            "one proxy a class",
+            "several proxies a class",
+            "pairs",
+            "graded pairs",
+        )
     assert len({entry.label for entry in LOSSES.values()}) == len(LOSSES)

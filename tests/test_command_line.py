@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from see_nb.results import read_rows
+from see_nb.training.results import read_rows
 
 
 def test_help_names_every_command_and_option(see_nb_command):
@@ -34,14 +34,20 @@ def test_help_names_every_command_and_option(see_nb_command):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["train", "--dataset", "cub"], "dataset: expected one of glyphs, omniglot, cub200, cub50, cars196, sop, inshop, folder, got 'cub'"),
+        (
+            ["train", "--dataset", "cub"],
+            "dataset: expected one of glyphs, omniglot, cub200, cub50, cars196, sop, inshop, folder, got 'cub'",
+        ),
         (["train", "--root", "/no/such/folder"], "root: there is no folder /no/such/folder"),
         (["train", "--embedding-size", "8"], "need at least 9 (K + 1), got 8"),
         (["train", "--batch-size", "2"], "A batch of one class has nothing to push apart"),
         (["train", "--backbone", "resnet5o"], "Close: resnet50"),
         (["train", "--loss", "triplets"], "loss: expected one of "),
         (["train", "--preset", "cub200-deit-128"], "Close: cub200-deit_small-128"),
-        (["train", "--preset", "cub200-deit_small-128", "--embedding-size", "8"], "need at least 9 (K + 1), got 8"),
+        (
+            ["train", "--preset", "cub200-deit_small-128", "--embedding-size", "8"],
+            "need at least 9 (K + 1), got 8",
+        ),
         (["train", "--dataset", "folder"], "root: expected the folder of your own photos"),
         (["evaluate", "--checkpoint", "/none.pt"], "checkpoint: there is no file /none.pt"),
         (["reproduce", "--notebooks", "/none"], "there is no 10_quick_run.ipynb in /none"),
@@ -59,7 +65,9 @@ def test_an_unknown_option_is_exit_code_2(see_nb_command):
 
 
 def test_every_training_command_of_the_readme_is_understood(see_nb_command, root):
-    lines = re.findall(r"see-nb train [^`\n]*--(?:dataset|preset)[^`\n]*", (root / "README.md").read_text())
+    lines = re.findall(
+        r"see-nb train [^`\n]*--(?:dataset|preset)[^`\n]*", (root / "README.md").read_text()
+    )
     assert len(lines) >= 4
     for line in lines:
         done = see_nb_command(*shlex.split(line)[1:], "--show")
@@ -74,7 +82,9 @@ def album(tmp_path) -> Path:
         (tmp_path / "photos" / f"kind {label}").mkdir(parents=True)
         for i in range(4):
             pixels = colour + np.random.default_rng(i).integers(0, 56, (90 + i, 100, 3))
-            Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / "photos" / f"kind {label}" / f"{i}.jpg")
+            Image.fromarray(pixels.astype(np.uint8)).save(
+                tmp_path / "photos" / f"kind {label}" / f"{i}.jpg"
+            )
     return tmp_path / "photos"
 
 
@@ -88,7 +98,9 @@ def test_your_own_photos_from_check_to_evaluation(see_nb_command, album, tmp_pat
     assert done.returncode == 0, done.stderr
     assert "Proxy-Anchor + SEE on folder" in done.stdout and "img/s" in done.stderr
     metrics = [line.split() for line in done.stdout.splitlines() if line.endswith("%")]
-    done = see_nb_command("evaluate", "--checkpoint", tmp_path / "run" / "checkpoint.pt", "--root", album)
+    done = see_nb_command(
+        "evaluate", "--checkpoint", tmp_path / "run" / "checkpoint.pt", "--root", album
+    )
     assert [line.split() for line in done.stdout.splitlines() if line.endswith("%")] == metrics
     assert see_nb_command(*train).returncode == 2  # nothing is overwritten
     done = see_nb_command(*train, "--resume")
@@ -96,7 +108,11 @@ def test_your_own_photos_from_check_to_evaluation(see_nb_command, album, tmp_pat
     photo = album / "kind 3" / "2.jpg"
     photo.write_bytes(photo.read_bytes()[:200])
     done = see_nb_command(*check)
-    assert done.returncode == 1 and "1 of 48 photos are damaged" in done.stderr and "kind 3/2.jpg" in done.stderr
+    assert (
+        done.returncode == 1
+        and "1 of 48 photos are damaged" in done.stderr
+        and "kind 3/2.jpg" in done.stderr
+    )
     assert see_nb_command(*check, "--no-decode").returncode == 0
 
 
@@ -110,18 +126,26 @@ def toy_notebooks(tmp_path) -> Path:
     "A run notebook that writes five rows, slowly, and a report that tables and draws them."
     new = nbformat.v4
     run = (
-        "import os, time\nfrom pathlib import Path\nfrom tqdm import tqdm\nfrom see_nb.results import append_row, read_rows\n"
+        "import os, time\nfrom pathlib import Path\nfrom tqdm import tqdm\nfrom see_nb.training.results import append_row, read_rows\n"
         "path = Path(os.environ['SEE_NB_OUTPUT']) / 'results.jsonl'\nn = len(read_rows(path))\n"
         "for i in tqdm(range(n, 5)):\n    append_row({'i': i}, path)\n    time.sleep(1)"
     )
     report = (
-        "import os, pandas as pd, matplotlib.pyplot as plt\nfrom see_nb.results import read_rows\n"
+        "import os, pandas as pd, matplotlib.pyplot as plt\nfrom see_nb.training.results import read_rows\n"
         "rows = read_rows(os.environ['SEE_NB_OUTPUT'] + '/results.jsonl')\nplt.plot(rows.i)\nrows"
     )
     folder = tmp_path / "nbs"
     folder.mkdir()
-    for name, title, code in (("10_quick_run", "Runs", run), ("20a_small_experiments", "Report", report)):
-        cells = [new.new_markdown_cell(f"# {title}\n\n> Claim with $x^2$.\n\n## Part of {title}\n\nSee [runs](10_quick_run.ipynb)."), new.new_code_cell(code)]
+    for name, title, code in (
+        ("10_quick_run", "Runs", run),
+        ("20a_small_experiments", "Report", report),
+    ):
+        cells = [
+            new.new_markdown_cell(
+                f"# {title}\n\n> Claim with $x^2$.\n\n## Part of {title}\n\nSee [runs](10_quick_run.ipynb)."
+            ),
+            new.new_code_cell(code),
+        ]
         nbformat.write(new.new_notebook(cells=cells), folder / f"{name}.ipynb")
     return folder
 
@@ -137,15 +161,27 @@ def test_reproduce_writes_a_book_whose_links_resolve(see_nb_command, toy_noteboo
         text = page.read_text()
         assert "$x^2$" not in text
         for link in re.findall(r'href="([^"#]+)"', text):
-            assert link.startswith(("https://", "data:")) or (book / link).exists(), (page.name, link)
+            assert link.startswith(("https://", "data:")) or (book / link).exists(), (
+                page.name,
+                link,
+            )
         assert not re.search(r'<script[^>]*src=|<link[^>]*href="http', text), page.name
 
 
 def test_after_ctrl_c_finished_rows_stay_and_the_next_call_goes_on(toy_notebooks, tmp_path):
     book = tmp_path / "book"
-    command = [Path(sys.executable).with_name("see-nb"), "reproduce", "--notebooks", toy_notebooks, "--output", book]
+    command = [
+        Path(sys.executable).with_name("see-nb"),
+        "reproduce",
+        "--notebooks",
+        toy_notebooks,
+        "--output",
+        book,
+    ]
     rows = book / "results.jsonl"
-    heard = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell may have started the tests with Ctrl-C switched off
+    heard = lambda: signal.signal(
+        signal.SIGINT, signal.SIG_DFL
+    )  # a shell may have started the tests with Ctrl-C switched off
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=heard)
     deadline = time.time() + 120
     while len(read_rows(rows)) < 2 and time.time() < deadline:
@@ -167,4 +203,7 @@ def test_a_failing_notebook_is_named(see_nb_command, toy_notebooks, tmp_path):
     notebook.cells.append(nbformat.v4.new_code_cell("raise RuntimeError('no rows')"))
     nbformat.write(notebook, path)
     done = see_nb_command("reproduce", "--notebooks", toy_notebooks, "--output", tmp_path / "book")
-    assert done.returncode == 2 and "20a_small_experiments.ipynb stopped: RuntimeError: no rows" in done.stderr
+    assert (
+        done.returncode == 2
+        and "20a_small_experiments.ipynb stopped: RuntimeError: no rows" in done.stderr
+    )

@@ -21,12 +21,14 @@ from scipy.io import savemat
 from torchvision.datasets.utils import calculate_md5
 
 from see_nb import benchmarks, listings
-from see_nb.benchmarks import BENCHMARKS, read_cub
-from see_nb.datasets import check_dataset, data_root, dataset_states, load_dataset
-from see_nb.listings import extract, fetch, read_folder
+from see_nb.data.benchmarks import BENCHMARKS, read_cub
+from see_nb.data.datasets import check_dataset, data_root, dataset_states, load_dataset
+from see_nb.data.lists import extract, fetch, read_folder
 
 REAL_CUB = data_root() / "CUB_200_2011"
-needs_cub = pytest.mark.skipif(not REAL_CUB.is_dir(), reason="CUB_200_2011 is not in the data root (set SEE_NB_DATA)")
+needs_cub = pytest.mark.skipif(
+    not REAL_CUB.is_dir(), reason="CUB_200_2011 is not in the data root (set SEE_NB_DATA)"
+)
 
 
 # Miniatures: true file names and list formats, a few classes and photos, sizes patched to match
@@ -45,7 +47,9 @@ def cub(root: Path) -> dict:
         photo(folder / "images" / path, (i * 15, 100, 100), "L" if i == 0 else "RGB")
     (folder / "classes.txt").write_text("".join(f"{i} {name}\n" for i, name in enumerate(names, 1)))
     (folder / "images.txt").write_text("".join(f"{i} {path}\n" for i, path in enumerate(paths, 1)))
-    (folder / "image_class_labels.txt").write_text("".join(f"{i} {int(path[:3])}\n" for i, path in enumerate(paths, 1)))
+    (folder / "image_class_labels.txt").write_text(
+        "".join(f"{i} {int(path[:3])}\n" for i, path in enumerate(paths, 1))
+    )
     return {"train": (3, 9), "test": (2, 6)}
 
 
@@ -65,7 +69,10 @@ CAR_NAMES = np.array([f"Make Model {i} 2012" for i in range(1, 197)], dtype=obje
 
 def cars(root: Path) -> dict:
     folder = root / "cars196"
-    rows = [{"relative_im_path": f"car_ims/{i:06d}.jpg", **BOX, "class": c, "test": i % 2} for i, c in enumerate(CARS, 1)]
+    rows = [
+        {"relative_im_path": f"car_ims/{i:06d}.jpg", **BOX, "class": c, "test": i % 2}
+        for i, c in enumerate(CARS, 1)
+    ]
     for row in rows:
         photo(folder / row["relative_im_path"])
     savemat(folder / "cars_annos.mat", {"annotations": structs(rows), "class_names": CAR_NAMES})
@@ -76,7 +83,10 @@ def cars_devkit(root: Path, labels_in: str = "") -> dict:
     folder = root / "cars196"
     (folder / "devkit").mkdir(parents=True)
     savemat(folder / "devkit" / "cars_meta.mat", {"class_names": CAR_NAMES})
-    for part, remainder, place in (("train", 0, "devkit/cars_train_annos.mat"), ("test", 1, f"{labels_in}cars_test_annos_withlabels.mat")):
+    for part, remainder, place in (
+        ("train", 0, "devkit/cars_train_annos.mat"),
+        ("test", 1, f"{labels_in}cars_test_annos_withlabels.mat"),
+    ):
         classes = [c for i, c in enumerate(CARS, 1) if i % 2 == remainder]
         rows = [{**BOX, "class": c, "fname": f"{i:05d}.jpg"} for i, c in enumerate(classes, 1)]
         for row in rows:
@@ -100,13 +110,22 @@ def sop(root: Path) -> dict:
 
 def inshop(root: Path, eval_in: str = "inshop/Eval", images_in: str = "inshop/Img") -> dict:
     rows = []
-    for item, statuses in ((2, ["train", "train"]), (7, ["train"]), (80, ["query", "gallery"]), (81, ["gallery", "query", "gallery"])):
+    for item, statuses in (
+        (2, ["train", "train"]),
+        (7, ["train"]),
+        (80, ["query", "gallery"]),
+        (81, ["gallery", "query", "gallery"]),
+    ):
         for k, status in enumerate(statuses, 1):
-            rows.append((f"img/WOMEN/Dresses/id_{item:08d}/02_{k}_front.jpg", f"id_{item:08d}", status))
+            rows.append(
+                (f"img/WOMEN/Dresses/id_{item:08d}/02_{k}_front.jpg", f"id_{item:08d}", status)
+            )
             photo(root / images_in / rows[-1][0])
     (root / eval_in).mkdir(parents=True, exist_ok=True)
     text = "".join(f"{path:<72}{item:<22}{status}\n" for path, item, status in rows)
-    (root / eval_in / "list_eval_partition.txt").write_text(f"{len(rows)}\nimage_name item_id evaluation_status\n{text}")
+    (root / eval_in / "list_eval_partition.txt").write_text(
+        f"{len(rows)}\nimage_name item_id evaluation_status\n{text}"
+    )
     return {"train": (2, 3), "query": (2, 2), "gallery": (2, 3)}
 
 
@@ -119,8 +138,14 @@ def mini(tmp_path, monkeypatch):
 
     def write(name, make=None, **options) -> Path:
         sizes = (make or MINIATURES[name])(tmp_path, **options)
-        sums = {file: calculate_md5(tmp_path / "cars196" / file) for file in BENCHMARKS[name].list_md5 if (tmp_path / "cars196" / file).is_file()}
-        monkeypatch.setitem(benchmarks.BENCHMARKS, name, replace(BENCHMARKS[name], sizes=sizes, list_md5=sums))
+        sums = {
+            file: calculate_md5(tmp_path / "cars196" / file)
+            for file in BENCHMARKS[name].list_md5
+            if (tmp_path / "cars196" / file).is_file()
+        }
+        monkeypatch.setitem(
+            benchmarks.BENCHMARKS, name, replace(BENCHMARKS[name], sizes=sizes, list_md5=sums)
+        )
         return tmp_path
 
     return write
@@ -171,7 +196,10 @@ def test_both_layouts_of_cars_give_the_same_classes(mini, tmp_path, labels_in):
     other = load_dataset("cars196", mini("cars196", cars_devkit, labels_in=labels_in), check=True)
     assert one.classes == other.classes == ["Make Model 1 2012", "Make Model 98 2012"]
     assert one.labels.tolist() == other.labels.tolist() == [0, 0, 1, 1, 1]
-    assert one.images.files[0] == "car_ims/000001.jpg" and other.images.files[0] == "cars_train/00001.jpg"
+    assert (
+        one.images.files[0] == "car_ims/000001.jpg"
+        and other.images.files[0] == "cars_train/00001.jpg"
+    )
 
 
 @pytest.mark.parametrize(
@@ -179,12 +207,17 @@ def test_both_layouts_of_cars_give_the_same_classes(mini, tmp_path, labels_in):
     [
         ("inshop", "inshop"),
         ("inshop/Eval", "inshop"),
-        ("inshop/In-shop Clothes Retrieval Benchmark/Eval", "inshop/In-shop Clothes Retrieval Benchmark/Img"),
+        (
+            "inshop/In-shop Clothes Retrieval Benchmark/Eval",
+            "inshop/In-shop Clothes Retrieval Benchmark/Img",
+        ),
         ("In-shop Clothes Retrieval Benchmark/Eval", "In-shop Clothes Retrieval Benchmark/Img"),
     ],
 )
 def test_queries_of_inshop_come_with_their_gallery(mini, eval_in, images_in):
-    query = load_dataset("inshop", mini("inshop", eval_in=eval_in, images_in=images_in), "test", check=True)
+    query = load_dataset(
+        "inshop", mini("inshop", eval_in=eval_in, images_in=images_in), "test", check=True
+    )
     assert query.classes == query.gallery.classes == ["id_00000080", "id_00000081"]
     assert (query.labels.tolist(), query.gallery.labels.tolist()) == ([0, 1], [0, 1, 1])
     assert not set(query.images.files) & set(query.gallery.images.files)
@@ -202,13 +235,18 @@ def test_a_missing_photo_is_named(mini, name):
     lost = first_photo(root, name)
     lost.unlink()
     for split in ("train", "test"):  # a hole anywhere: the whole set is refused
-        with pytest.raises(ValueError, match=f"1 of .* listed images are missing .*{lost.name}.*allow_incomplete=True"):
+        with pytest.raises(
+            ValueError,
+            match=f"1 of .* listed images are missing .*{lost.name}.*allow_incomplete=True",
+        ):
             load_dataset(name, root, split)
     with pytest.raises(ValueError, match=lost.name):
         check_dataset(name, root, decode=False)
     assert dataset_states(root)[name]["state"].startswith("incomplete: ")
     whole = BENCHMARKS[name].sizes["train"]
-    with pytest.warns(UserWarning, match=f"train: . of {whole[0]} classes, {whole[1] - 1} of {whole[1]} images"):
+    with pytest.warns(
+        UserWarning, match=f"train: . of {whole[0]} classes, {whole[1] - 1} of {whole[1]} images"
+    ):
         assert len(load_dataset(name, root, allow_incomplete=True)) == whole[1] - 1
 
 
@@ -217,10 +255,20 @@ def test_a_class_without_photos_is_left_out_and_an_empty_split_refused(mini):
     shutil.rmtree(root / "CUB_200_2011" / "images" / "002.Bird_2")
     with pytest.warns(UserWarning, match="train: 2 of 3 classes"):
         train = load_dataset("cub200", root, allow_incomplete=True)
-    assert train.classes == ["001.Bird_1", "026.Bird_26"] and train.labels.tolist() == [0, 0, 0, 1, 1, 1]
+    assert train.classes == ["001.Bird_1", "026.Bird_26"] and train.labels.tolist() == [
+        0,
+        0,
+        0,
+        1,
+        1,
+        1,
+    ]
     for folder in ("101.Bird_101", "150.Bird_150"):
         shutil.rmtree(root / "CUB_200_2011" / "images" / folder)
-    with pytest.warns(UserWarning), pytest.raises(ValueError, match="no image of the test split is in"):
+    with (
+        pytest.warns(UserWarning),
+        pytest.raises(ValueError, match="no image of the test split is in"),
+    ):
         load_dataset("cub200", root, "test", allow_incomplete=True)
 
 
@@ -229,7 +277,9 @@ def test_a_query_class_without_gallery_is_left_out(mini):
     (root / "inshop/Img/img/WOMEN/Dresses/id_00000080/02_2_front.jpg").unlink()
     with pytest.warns(UserWarning, match="gallery: 1 of 2 classes, 2 of 3 images"):
         query = load_dataset("inshop", root, "test", allow_incomplete=True)
-    assert query.classes == query.gallery.classes == ["id_00000081"] and query.labels.tolist() == [0]
+    assert query.classes == query.gallery.classes == ["id_00000081"] and query.labels.tolist() == [
+        0
+    ]
 
 
 @pytest.mark.parametrize("name", MINIATURES)
@@ -237,7 +287,11 @@ def test_a_truncated_photo_is_found_by_its_path(mini, name):
     root = mini(name)
     broken = first_photo(root, name)
     broken.write_bytes(broken.read_bytes()[:300])
-    for find in (lambda: load_dataset(name, root, check=True), lambda: check_dataset(name, root), lambda: load_dataset(name, root).images[0]):
+    for find in (
+        lambda: load_dataset(name, root, check=True),
+        lambda: check_dataset(name, root),
+        lambda: load_dataset(name, root).images[0],
+    ):
         with pytest.raises(ValueError, match=broken.name):
             find()
 
@@ -261,26 +315,95 @@ def test_a_shorter_list_is_a_wrong_count(mini):
 
 def test_other_annotations_of_cars_are_told(mini):
     root = mini("cars196")
-    rows = [{"relative_im_path": f"car_ims/{i:06d}.jpg", **BOX, "class": c, "test": 0} for i, c in enumerate(CARS[:5] + [100, 100, 101], 1)]
-    savemat(root / "cars196" / "cars_annos.mat", {"annotations": structs(rows), "class_names": CAR_NAMES})  # same counts, other classes
+    rows = [
+        {"relative_im_path": f"car_ims/{i:06d}.jpg", **BOX, "class": c, "test": 0}
+        for i, c in enumerate(CARS[:5] + [100, 100, 101], 1)
+    ]
+    savemat(
+        root / "cars196" / "cars_annos.mat",
+        {"annotations": structs(rows), "class_names": CAR_NAMES},
+    )  # same counts, other classes
     with pytest.raises(ValueError, match="cars_annos.mat has the MD5 [0-9a-f]{32}, not"):
         load_dataset("cars196", root)
     (root / "cars196" / "cars_annos.mat").write_bytes(b"MATLAB 5.0 MAT-file, cut short")
-    with pytest.raises(ValueError, match="cars_annos.mat: expected a MATLAB file with annotations with the fields relative_im_path, class"):
+    with pytest.raises(
+        ValueError,
+        match="cars_annos.mat: expected a MATLAB file with annotations with the fields relative_im_path, class",
+    ):
         load_dataset("cars196", root)
 
 
 LISTS = {
-    "sop header": ("sop", "Stanford_Online_Products/Ebay_train.txt", "image_id class_id", "id class", "line 1: expected the header"),
-    "sop columns": ("sop", "Stanford_Online_Products/Ebay_train.txt", "2 1 1 ", "2 1 ", "line 3: expected 4 values"),
-    "sop twice": ("sop", "Stanford_Online_Products/Ebay_train.txt", "1871_1", "1871_0", "line 3: expected each path once"),
-    "sop both": ("sop", "Stanford_Online_Products/Ebay_test.txt", "1 3 1 b", "1 2 1 b", "1 classes in both parts"),
-    "cub number": ("cub200", "CUB_200_2011/image_class_labels.txt", "4 2\n", "4 two\n", "line 4: expected a whole number as class_id"),
-    "cub name": ("cub200", "CUB_200_2011/image_class_labels.txt", "4 2\n", "4 999\n", "got none for class 999"),
-    "cub order": ("cub200", "CUB_200_2011/image_class_labels.txt", "4 2\n", "", r"images.txt \(15 lines\) and image_class_labels.txt \(14 lines\)"),
-    "inshop header": ("inshop", "inshop/Eval/list_eval_partition.txt", "item_id", "item", "line 2: expected the header"),
-    "inshop count": ("inshop", "inshop/Eval/list_eval_partition.txt", "8\n", "9\n", "line 1: expected the number of rows, 8, got '9'"),
-    "inshop word": ("inshop", "inshop/Eval/list_eval_partition.txt", "query\n", "probe\n", "line 6: expected train, query or gallery"),
+    "sop header": (
+        "sop",
+        "Stanford_Online_Products/Ebay_train.txt",
+        "image_id class_id",
+        "id class",
+        "line 1: expected the header",
+    ),
+    "sop columns": (
+        "sop",
+        "Stanford_Online_Products/Ebay_train.txt",
+        "2 1 1 ",
+        "2 1 ",
+        "line 3: expected 4 values",
+    ),
+    "sop twice": (
+        "sop",
+        "Stanford_Online_Products/Ebay_train.txt",
+        "1871_1",
+        "1871_0",
+        "line 3: expected each path once",
+    ),
+    "sop both": (
+        "sop",
+        "Stanford_Online_Products/Ebay_test.txt",
+        "1 3 1 b",
+        "1 2 1 b",
+        "1 classes in both parts",
+    ),
+    "cub number": (
+        "cub200",
+        "CUB_200_2011/image_class_labels.txt",
+        "4 2\n",
+        "4 two\n",
+        "line 4: expected a whole number as class_id",
+    ),
+    "cub name": (
+        "cub200",
+        "CUB_200_2011/image_class_labels.txt",
+        "4 2\n",
+        "4 999\n",
+        "got none for class 999",
+    ),
+    "cub order": (
+        "cub200",
+        "CUB_200_2011/image_class_labels.txt",
+        "4 2\n",
+        "",
+        r"images.txt \(15 lines\) and image_class_labels.txt \(14 lines\)",
+    ),
+    "inshop header": (
+        "inshop",
+        "inshop/Eval/list_eval_partition.txt",
+        "item_id",
+        "item",
+        "line 2: expected the header",
+    ),
+    "inshop count": (
+        "inshop",
+        "inshop/Eval/list_eval_partition.txt",
+        "8\n",
+        "9\n",
+        "line 1: expected the number of rows, 8, got '9'",
+    ),
+    "inshop word": (
+        "inshop",
+        "inshop/Eval/list_eval_partition.txt",
+        "query\n",
+        "probe\n",
+        "line 6: expected train, query or gallery",
+    ),
 }
 
 
@@ -329,10 +452,18 @@ def special(name: str, kind: bytes, linkname: str = "") -> tarfile.TarInfo:
 BAD_ARCHIVES = {
     "tar ..": lambda f: tar_with(f / "a.tgz", {"a/ok": b"1", "a/../../outside": b"1"}),
     "tar absolute": lambda f: tar_with(f / "a.tgz", {"a/ok": b"1", f"{f}/outside": b"1"}),
-    "tar symlink": lambda f: tar_with(f / "a.tgz", {"a/ok": b"1"}, special("a/link", tarfile.SYMTYPE, "../../outside")),
-    "tar absolute symlink": lambda f: tar_with(f / "a.tgz", {"a/ok": b"1"}, special("a/link", tarfile.SYMTYPE, "/etc")),
-    "tar hard link": lambda f: tar_with(f / "a.tgz", {"a/ok": b"1"}, special("a/link", tarfile.LNKTYPE, "../secret")),
-    "tar device": lambda f: tar_with(f / "a.tgz", {"a/ok": b"1"}, special("a/null", tarfile.CHRTYPE)),
+    "tar symlink": lambda f: tar_with(
+        f / "a.tgz", {"a/ok": b"1"}, special("a/link", tarfile.SYMTYPE, "../../outside")
+    ),
+    "tar absolute symlink": lambda f: tar_with(
+        f / "a.tgz", {"a/ok": b"1"}, special("a/link", tarfile.SYMTYPE, "/etc")
+    ),
+    "tar hard link": lambda f: tar_with(
+        f / "a.tgz", {"a/ok": b"1"}, special("a/link", tarfile.LNKTYPE, "../secret")
+    ),
+    "tar device": lambda f: tar_with(
+        f / "a.tgz", {"a/ok": b"1"}, special("a/null", tarfile.CHRTYPE)
+    ),
     "zip ..": lambda f: zip_with(f / "a.zip", {"a/ok": b"1", "a/../../outside": b"1"}),
     "zip absolute": lambda f: zip_with(f / "a.zip", {"a/ok": b"1", f"{f}/outside": b"1"}),
     "zip symlink": lambda f: zip_with(f / "a.zip", {"a/link": b"/etc"}, stat.S_IFLNK | 0o777),
@@ -344,7 +475,10 @@ def test_an_archive_that_reaches_outside_is_refused(tmp_path, kind):
     (tmp_path / "secret").write_text("secret")
     archive = BAD_ARCHIVES[kind](tmp_path)
     before = sorted(tmp_path.iterdir())
-    with pytest.raises(ValueError, match="expected files inside one folder, got the member|outside the destination|is a special file|absolute path"):
+    with pytest.raises(
+        ValueError,
+        match="expected files inside one folder, got the member|outside the destination|is a special file|absolute path",
+    ):
         fetch(tmp_path / "a", archive.name, [tmp_path], calculate_md5(archive), None, "")
     assert [p for p in sorted(tmp_path.iterdir()) if p.name != ".a.lock"] == before
 
@@ -359,7 +493,9 @@ def packed(root: Path, name: str, monkeypatch) -> Path:
         with tarfile.open(archive, "w:gz") as content:
             content.add(folder, folder.name)
     shutil.rmtree(folder)
-    monkeypatch.setitem(benchmarks.BENCHMARKS, name, replace(BENCHMARKS[name], md5=calculate_md5(archive)))
+    monkeypatch.setitem(
+        benchmarks.BENCHMARKS, name, replace(BENCHMARKS[name], md5=calculate_md5(archive))
+    )
     return archive
 
 
@@ -373,7 +509,9 @@ def test_an_archive_in_the_root_is_unpacked_on_first_use(mini, monkeypatch, name
     assert not (root / BENCHMARKS[name].folders[0]).exists()  # looking changes nothing
     assert len(load_dataset(name, root, check=True)) == BENCHMARKS[name].sizes["train"][1]
     archive.unlink()
-    assert len(load_dataset(name, root, "test")) == BENCHMARKS[name].sizes["test"][1]  # no second time
+    assert (
+        len(load_dataset(name, root, "test")) == BENCHMARKS[name].sizes["test"][1]
+    )  # no second time
 
 
 def test_photo_archives_beside_the_lists_are_unpacked(mini, monkeypatch):
@@ -381,7 +519,11 @@ def test_photo_archives_beside_the_lists_are_unpacked(mini, monkeypatch):
     with tarfile.open(root / "cars196" / "car_ims.tgz", "w:gz") as content:
         content.add(root / "cars196" / "car_ims", "car_ims")
     shutil.rmtree(root / "cars196" / "car_ims")
-    monkeypatch.setitem(benchmarks.BENCHMARKS, "cars196", replace(BENCHMARKS["cars196"], md5=calculate_md5(root / "cars196" / "car_ims.tgz")))
+    monkeypatch.setitem(
+        benchmarks.BENCHMARKS,
+        "cars196",
+        replace(BENCHMARKS["cars196"], md5=calculate_md5(root / "cars196" / "car_ims.tgz")),
+    )
     assert len(load_dataset("cars196", root, check=True)) == 5
     mini("inshop")
     shutil.make_archive(str(root / "inshop" / "Img" / "img"), "zip", root / "inshop" / "Img", "img")
@@ -395,7 +537,10 @@ def test_a_wrong_checksum_is_told_and_nothing_deleted(mini, monkeypatch):
     content = bytearray(archive.read_bytes())
     content[len(content) // 2] ^= 1
     archive.write_bytes(content)
-    with pytest.raises(ValueError, match=f"CUB_200_2011.tgz: expected the MD5 {BENCHMARKS['cub200'].md5}, got {calculate_md5(archive)}.*Replace it"):
+    with pytest.raises(
+        ValueError,
+        match=f"CUB_200_2011.tgz: expected the MD5 {BENCHMARKS['cub200'].md5}, got {calculate_md5(archive)}.*Replace it",
+    ):
         load_dataset("cub200", root)
     assert archive.read_bytes() == content and not (root / "CUB_200_2011").exists()
 
@@ -436,7 +581,11 @@ def test_a_download_that_fails_half_way_is_no_archive(tmp_path, mini, monkeypatc
     assert not (tmp_path / "CUB_200_2011.tgz").exists() and not (tmp_path / "CUB_200_2011").exists()
     mini("cub200")
     whole = packed(tmp_path, "cub200", monkeypatch).rename(tmp_path / "elsewhere")
-    monkeypatch.setattr(listings, "download_url", lambda url, folder, filename, md5: shutil.copy(whole, Path(folder) / filename))
+    monkeypatch.setattr(
+        listings,
+        "download_url",
+        lambda url, folder, filename, md5: shutil.copy(whole, Path(folder) / filename),
+    )
     assert len(load_dataset("cub200", tmp_path)) == 9
     assert not list(tmp_path.glob(".*.part"))
 
@@ -461,7 +610,9 @@ assert sorted(p.name for p in (root / "birds").iterdir()) == ["1", "2"]
 
 
 def fetch_elsewhere(root: Path, seconds: float) -> subprocess.Popen:
-    return subprocess.Popen([sys.executable, "-c", FETCH, root, calculate_md5(root / "birds.tgz"), str(seconds)])
+    return subprocess.Popen(
+        [sys.executable, "-c", FETCH, root, calculate_md5(root / "birds.tgz"), str(seconds)]
+    )
 
 
 def test_an_extraction_killed_half_way_is_not_taken_for_whole(tmp_path):
@@ -489,7 +640,10 @@ def test_two_processes_unpack_once(tmp_path):
 
 def test_a_good_archive_unpacks_as_it_is(tmp_path):
     for make, name in ((tar_with, "a.tgz"), (zip_with, "a.zip")):
-        extract(make(tmp_path / name, {"a/b/1": b"one", "a/2": b"two"}), tmp_path / name.replace(".", "_"))
+        extract(
+            make(tmp_path / name, {"a/b/1": b"one", "a/2": b"two"}),
+            tmp_path / name.replace(".", "_"),
+        )
         assert (tmp_path / name.replace(".", "_") / "a" / "b" / "1").read_bytes() == b"one"
 
 
@@ -509,22 +663,34 @@ def own(tmp_path) -> Path:
 
 
 def test_folder_splits_by_class(own):
-    train, test = load_dataset("folder", own, check=True), load_dataset("folder", own, "test", check=True)
+    train, test = (
+        load_dataset("folder", own, check=True),
+        load_dataset("folder", own, "test", check=True),
+    )
     assert (len(train), len(test)) == (6, 6)
     assert sorted(train.classes + test.classes) == ["cup", "fork", "knife", "plate", "spoon", "wok"]
     again = load_dataset("folder", own, seed=0)
     assert again.classes == train.classes and again.images.files == train.images.files
     assert len({tuple(load_dataset("folder", own, seed=s).classes) for s in range(6)}) > 1
     assert len(load_dataset("folder", own, test_fraction=1 / 6).classes) == 5
-    assert load_dataset("folder", own, "test", test_classes=["wok", "cup"]).classes == ["cup", "wok"]
+    assert load_dataset("folder", own, "test", test_classes=["wok", "cup"]).classes == [
+        "cup",
+        "wok",
+    ]
     assert "all 12 photos decode" in check_dataset("folder", own)
 
 
 def test_labels_csv_gives_classes_and_splits(own):
-    (own / "labels.csv").write_text("path,label\ncup/0.jpeg,round\nplate/0.jpeg,round\nfork/0.jpeg,long\n")
+    (own / "labels.csv").write_text(
+        "path,label\ncup/0.jpeg,round\nplate/0.jpeg,round\nfork/0.jpeg,long\n"
+    )
     assert len(load_dataset("folder", own)) + len(load_dataset("folder", own, "test")) == 3
-    (own / "labels.csv").write_bytes(b'\xef\xbb\xbfpath,label,split\r\ncup/0.jpeg,"round, deep",train\r\nfork/0.jpeg,long,test\r\n')  # as Excel writes it
-    assert load_dataset("folder", own).classes == ["round, deep"] and load_dataset("folder", own, "test").classes == ["long"]
+    (own / "labels.csv").write_bytes(
+        b'\xef\xbb\xbfpath,label,split\r\ncup/0.jpeg,"round, deep",train\r\nfork/0.jpeg,long,test\r\n'
+    )  # as Excel writes it
+    assert load_dataset("folder", own).classes == ["round, deep"] and load_dataset(
+        "folder", own, "test"
+    ).classes == ["long"]
 
 
 CSVS = {
@@ -556,7 +722,10 @@ def test_a_wrong_folder_is_told(own, tmp_path):
     (own / "labels.csv").unlink()
     for options, message in (
         ({"test_classes": ["pan"]}, r"got the unknown \['pan'\]"),
-        ({"test_classes": ["cup", "fork", "knife", "plate", "spoon", "wok"]}, "expected some, not all"),
+        (
+            {"test_classes": ["cup", "fork", "knife", "plate", "spoon", "wok"]},
+            "expected some, not all",
+        ),
         ({"test_fraction": 0.99}, "test_fraction: expected a share"),
         ({"fraction": 0.5}, "got fraction for 'folder'"),
     ):
@@ -566,7 +735,9 @@ def test_a_wrong_folder_is_told(own, tmp_path):
     with pytest.raises(ValueError, match=r"got 1 images with no class \(stray.png\)"):
         load_dataset("folder", own)
     (tmp_path / "empty" / "a").mkdir(parents=True)
-    with pytest.raises(ValueError, match="expected sub-folders with images .*, or a labels.csv, got neither"):
+    with pytest.raises(
+        ValueError, match="expected sub-folders with images .*, or a labels.csv, got neither"
+    ):
         load_dataset("folder", tmp_path / "empty")
     photo(tmp_path / "empty" / "a" / "1.png")
     with pytest.raises(ValueError, match=r"expected at least two classes, .* got \['a'\]"):
@@ -603,7 +774,10 @@ def test_the_first_fifty_classes_are_refused_as_cub200_and_opened_as_cub50():
     if (REAL_CUB / "images" / "200.Common_Yellowthroat").is_dir():
         pytest.skip("CUB_200_2011 is complete in the data root")
     for split in ("train", "test"):
-        with pytest.raises(ValueError, match=r"8,899 of 11,788 listed images are missing \(images/051.Horned_Grebe/.*train: 50 of 100 classes, 2,889 of 5,864 images"):
+        with pytest.raises(
+            ValueError,
+            match=r"8,899 of 11,788 listed images are missing \(images/051.Horned_Grebe/.*train: 50 of 100 classes, 2,889 of 5,864 images",
+        ):
             load_dataset("cub200", split=split)
     with pytest.warns(UserWarning, match="test: 0 of 100 classes, 0 of 5,924 images"):
         train = load_dataset("cub200", allow_incomplete=True)
@@ -646,9 +820,16 @@ def test_opening_takes_time_in_proportion_to_the_number_of_classes(tmp_path, mon
     monkeypatch.setattr(listings, "_on_disk", lambda folder, paths: np.ones(len(paths), dtype=bool))
 
     def seconds(n):
-        frame = pd.DataFrame({"path": [f"{i}.jpg" for i in range(2 * n)], "label": [str(i // 2) for i in range(2 * n)]})
+        frame = pd.DataFrame(
+            {
+                "path": [f"{i}.jpg" for i in range(2 * n)],
+                "label": [str(i // 2) for i in range(2 * n)],
+            }
+        )
         frame["split"] = np.where(np.arange(2 * n) < n, "train", "test")
-        listing = listings.Listing("many", tmp_path, frame, {"train": (n // 2, n), "test": (n // 2, n)}, "")
+        listing = listings.Listing(
+            "many", tmp_path, frame, {"train": (n // 2, n), "test": (n // 2, n)}, ""
+        )
         start = time.perf_counter()
         assert len(listing.open("train").classes) == n // 2
         return time.perf_counter() - start

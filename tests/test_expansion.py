@@ -7,9 +7,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pytorch_metric_learning import losses
 
-from see_nb.centers import mmd_centers
-from see_nb.expansion import expand, expand_reference, expansion_errors, random_directions, repeat_sources
-from see_nb.losses import SEELoss
+from see_nb.method.centers import mmd_centers
+from see_nb.method.expansion import (
+    expand,
+    expand_reference,
+    expansion_errors,
+    random_directions,
+    repeat_sources,
+)
+from see_nb.method.see_loss import SEELoss
 
 
 @st.composite
@@ -89,7 +95,9 @@ def test_half_precision_keeps_its_largest_error_at_rounding():
     torch.manual_seed(0)
     z, w = (F.normalize(torch.randn(64, 128), dim=-1) for _ in range(2))
     for dtype in (torch.float16, torch.bfloat16):
-        exact = expand(z.to(dtype).float(), w.to(dtype).float(), 8, generator=torch.Generator().manual_seed(1))
+        exact = expand(
+            z.to(dtype).float(), w.to(dtype).float(), 8, generator=torch.Generator().manual_seed(1)
+        )
         half = expand(z.to(dtype), w.to(dtype), 8, generator=torch.Generator().manual_seed(1))
         assert (half.float() - exact).abs().max() <= torch.finfo(dtype).eps
 
@@ -108,12 +116,26 @@ def test_no_unit_vectors_are_further_apart_than_the_centers():
 def test_the_second_term_is_the_loss_of_the_synthetics(batch, seed, fraction, encoder_grad):
     "The lean way equals a plain second call of the library's loss, in value and in both gradients."
     torch.manual_seed(seed)
-    loss, x, labels = losses.ProxyAnchorLoss(7, 12), torch.randn(batch, 12).requires_grad_(), torch.randint(0, 7, (batch,))
-    see = SEELoss(loss, 5, 0.7, fraction=fraction, encoder_grad=encoder_grad, generator=torch.Generator().manual_seed(seed))
+    loss, x, labels = (
+        losses.ProxyAnchorLoss(7, 12),
+        torch.randn(batch, 12).requires_grad_(),
+        torch.randint(0, 7, (batch,)),
+    )
+    see = SEELoss(
+        loss,
+        5,
+        0.7,
+        fraction=fraction,
+        encoder_grad=encoder_grad,
+        generator=torch.Generator().manual_seed(seed),
+    )
     value = see(x, labels)
     see.generator.manual_seed(seed)
     synthetics, targets = see._expand(x, labels, loss.proxies.detach())
     expected = loss(x, labels) + (0.7 * loss(synthetics, targets) if len(targets) else 0)
     torch.testing.assert_close(value, expected, rtol=1e-5, atol=1e-5)
-    for a, b in zip(torch.autograd.grad(value, [x, loss.proxies]), torch.autograd.grad(expected, [x, loss.proxies])):
+    for a, b in zip(
+        torch.autograd.grad(value, [x, loss.proxies]),
+        torch.autograd.grad(expected, [x, loss.proxies]),
+    ):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from see_nb import images
-from see_nb.images import Photos, cache_photos
+from see_nb.data.photos import Photos, cache_photos
 
 N = 30
 
@@ -19,7 +19,9 @@ N = 30
 def photos(tmp_path) -> Photos:
     "Thirty small photos of noise."
     for i in range(N):
-        Image.fromarray(np.random.default_rng(i).integers(0, 256, (40, 50, 3), dtype=np.uint8)).save(tmp_path / f"{i}.png")
+        Image.fromarray(
+            np.random.default_rng(i).integers(0, 256, (40, 50, 3), dtype=np.uint8)
+        ).save(tmp_path / f"{i}.png")
     return Photos(tmp_path, [f"{i}.png" for i in range(N)])
 
 
@@ -70,7 +72,9 @@ def test_a_killed_process_leaves_nothing_that_is_taken_for_whole(photos, tmp_pat
     assert os.WIFSIGNALED(os.waitpid(pid, 0)[1])
     assert not list((tmp_path / "cache").glob("*.bytes"))
     cached = cache_photos(photos, 20, tmp_path / "cache")
-    assert all(torch.equal(cached[i], images.read_photo(photos.folder / f"{i}.png", 20)) for i in range(N))
+    assert all(
+        torch.equal(cached[i], images.read_photo(photos.folder / f"{i}.png", 20)) for i in range(N)
+    )
 
 
 def test_other_photos_or_sizes_get_a_cache_of_their_own(photos, tmp_path):

@@ -9,12 +9,21 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pytorch_metric_learning import distances, losses, miners, reducers
-from pytorch_metric_learning.utils.distributed import DistributedLossWrapper, DistributedMinerWrapper
+from pytorch_metric_learning.utils.distributed import (
+    DistributedLossWrapper,
+    DistributedMinerWrapper,
+)
 from torch import nn
 
-from see_nb.any_loss import RunningMeans, batch_means, find_proxies, second_term, second_term_kind
-from see_nb.augmentations import EXPANSIONS, Batch, make_synthetics
-from see_nb.losses import SEELoss, class_proxies
+from see_nb.method.adapters import (
+    RunningMeans,
+    batch_means,
+    find_proxies,
+    second_term,
+    second_term_kind,
+)
+from see_nb.method.augmentations import EXPANSIONS, Batch, make_synthetics
+from see_nb.method.see_loss import SEELoss, class_proxies
 
 C, D = 6, 12
 OWN = {
@@ -52,15 +61,32 @@ PAIRS = {
     "TupletMarginLoss": ("references", losses.TupletMarginLoss),
 }
 REFUSED = {
-    "DynamicSoftMarginLoss": (losses.DynamicSoftMarginLoss, "backward through the graph a second time"),  # fails so alone, too
+    "DynamicSoftMarginLoss": (
+        losses.DynamicSoftMarginLoss,
+        "backward through the graph a second time",
+    ),  # fails so alone, too
     "InstanceLoss": (losses.InstanceLoss, "depends on the order of its rows"),
-    "ManifoldLoss": (lambda: losses.ManifoldLoss(D, K=3), "cannot be called with embeddings and labels"),
+    "ManifoldLoss": (
+        lambda: losses.ManifoldLoss(D, K=3),
+        "cannot be called with embeddings and labels",
+    ),
     "SmoothAPLoss": (losses.SmoothAPLoss, "same number of elements"),
     "VICRegLoss": (losses.VICRegLoss, "labels are ref_labels are not supported"),
-    "MultipleLosses": (lambda: losses.MultipleLosses([losses.ContrastiveLoss()]), "Wrap each of them instead"),
-    "SelfSupervisedLoss": (lambda: losses.SelfSupervisedLoss(losses.NTXentLoss()), "takes references where SEE gives labels"),
+    "MultipleLosses": (
+        lambda: losses.MultipleLosses([losses.ContrastiveLoss()]),
+        "Wrap each of them instead",
+    ),
+    "SelfSupervisedLoss": (
+        lambda: losses.SelfSupervisedLoss(losses.NTXentLoss()),
+        "takes references where SEE gives labels",
+    ),
 }
-WRAPPERS_AND_BASES = {"BaseLossWrapper", "BaseMetricLossFunction", "CrossBatchMemory", "GenericPairLoss"}
+WRAPPERS_AND_BASES = {
+    "BaseLossWrapper",
+    "BaseMetricLossFunction",
+    "CrossBatchMemory",
+    "GenericPairLoss",
+}
 LOSSES = {**OWN, **{name: make for name, (_, make) in PAIRS.items()}}
 every_loss = pytest.mark.parametrize("name", LOSSES)
 
@@ -74,7 +100,11 @@ def toy(name="ProxyAnchorLoss", seed=0, each=4, spread=0.7):
     torch.manual_seed(seed)
     loss, labels = LOSSES[name](), torch.arange(C).repeat_interleave(each)
     directions = F.normalize(torch.randn(C, D), dim=-1)
-    return loss, (directions[labels] + spread * torch.randn(len(labels), D) / D**0.5).requires_grad_(), labels
+    return (
+        loss,
+        (directions[labels] + spread * torch.randn(len(labels), D) / D**0.5).requires_grad_(),
+        labels,
+    )
 
 
 def gradients(value, x, loss):
@@ -138,7 +168,11 @@ def test_gradients_are_finite_and_reach_the_encoder(name, dtype):
 def test_the_second_term_reaches_the_encoder_through_the_synthetics(name):
     loss, x, labels = toy(name)
     kind, z = second_term_kind(loss), F.normalize(x.detach(), dim=-1)
-    synthetics = EXPANSIONS["see"](z, batch_means(z, labels), 4, generator=seeded()).flatten(0, 1).requires_grad_()
+    synthetics = (
+        EXPANSIONS["see"](z, batch_means(z, labels), 4, generator=seeded())
+        .flatten(0, 1)
+        .requires_grad_()
+    )
     value = second_term(kind, loss, z, labels, synthetics, labels.repeat_interleave(4))
     (slopes,) = torch.autograd.grad(value, synthetics)
     assert slopes.isfinite().all() and slopes.abs().max() > 1e-6
@@ -149,7 +183,9 @@ def test_without_encoder_grad_only_proxies_learn(name):
     loss, x, labels = toy(name)
     plain = gradients(loss(x, labels), x, loss)
     held = gradients(SEELoss(loss, encoder_grad=False, weight=1.0)(x, labels), x, loss)
-    torch.testing.assert_close(held[0], plain[0], rtol=1e-5, atol=1e-8 if name == "P2SGradLoss" else 0)  # it rounds its proxies at each call
+    torch.testing.assert_close(
+        held[0], plain[0], rtol=1e-5, atol=1e-8 if name == "P2SGradLoss" else 0
+    )  # it rounds its proxies at each call
     assert torch.equal(held[0], plain[0]) or name == "P2SGradLoss"
     assert not torch.allclose(held[1], plain[1])
 
@@ -178,15 +214,27 @@ def test_learning_happens(name):
         value.backward()
         optimizer.step()
         history.append(value.item())
-    assert history[-1] < history[0] and first < 0.5 and recall() > 0.7, (history[0], history[-1], first, recall())
+    assert history[-1] < history[0] and first < 0.5 and recall() > 0.7, (
+        history[0],
+        history[-1],
+        first,
+        recall(),
+    )
 
 
-@pytest.mark.parametrize("name", ["ContrastiveLoss", "TripletMarginLoss", "TupletMarginLoss", "NTXentLoss", "SupConLoss"])
+@pytest.mark.parametrize(
+    "name", ["ContrastiveLoss", "TripletMarginLoss", "TupletMarginLoss", "NTXentLoss", "SupConLoss"]
+)
 def test_references_and_pairs_are_the_same_second_term(name):
     loss, x, labels = toy(name)
     z = F.normalize(x.detach(), dim=-1)
-    synthetics, targets = EXPANSIONS["see"](z, batch_means(z, labels), 4, generator=seeded()).flatten(0, 1), labels.repeat_interleave(4)
-    one, other = (second_term(kind, loss, z, labels, synthetics, targets) for kind in ("references", "pairs"))
+    synthetics, targets = (
+        EXPANSIONS["see"](z, batch_means(z, labels), 4, generator=seeded()).flatten(0, 1),
+        labels.repeat_interleave(4),
+    )
+    one, other = (
+        second_term(kind, loss, z, labels, synthetics, targets) for kind in ("references", "pairs")
+    )
     torch.testing.assert_close(one, other)
 
 
@@ -242,7 +290,9 @@ def test_running_means_follow_their_formula_and_survive_a_round_trip(n_classes):
 def test_state_dict_round_trip(name):
     loss, x, labels = toy(name)
     other = LOSSES[name]()
-    one, two = (SEELoss(inner, 4, centers=RunningMeans(0.5), generator=seeded()) for inner in (loss, other))
+    one, two = (
+        SEELoss(inner, 4, centers=RunningMeans(0.5), generator=seeded()) for inner in (loss, other)
+    )
     one(x, labels)
     two.load_state_dict(one.state_dict())
     one.eval(), two.eval()
@@ -267,7 +317,9 @@ def test_tuples_of_a_miner_go_to_the_first_term_and_a_miner_to_both():
     assert torch.equal(SEELoss(loss, weight=0, miner=miner)(x, labels), loss(x, labels, mined))
 
 
-@pytest.mark.parametrize("name", ["NPairsLoss", "HistogramLoss", "LiftedStructureLoss", "FastAPLoss", "ContrastiveLoss"])
+@pytest.mark.parametrize(
+    "name", ["NPairsLoss", "HistogramLoss", "LiftedStructureLoss", "FastAPLoss", "ContrastiveLoss"]
+)
 @pytest.mark.parametrize("miner", [miners.MultiSimilarityMiner(0.5), miners.BatchHardMiner()])
 def test_miners_work_with_every_kind(name, miner):
     loss, x, labels = toy(name)
@@ -287,24 +339,34 @@ def test_reducers(reducer, kind):
 
 
 @pytest.mark.parametrize("normalised", [True, False])
-@pytest.mark.parametrize("distance", [distances.LpDistance, distances.SNRDistance, distances.DotProductSimilarity])
+@pytest.mark.parametrize(
+    "distance", [distances.LpDistance, distances.SNRDistance, distances.DotProductSimilarity]
+)
 def test_the_second_term_does_not_know_how_long_embeddings_are(distance, normalised):
     _, x, labels = toy()
     loss = losses.TripletMarginLoss(margin=0.5, distance=distance(normalize_embeddings=normalised))
-    terms = [SEELoss(loss, generator=seeded())(scale * x, labels) - loss(scale * x, labels) for scale in (1, 3)]
+    terms = [
+        SEELoss(loss, generator=seeded())(scale * x, labels) - loss(scale * x, labels)
+        for scale in (1, 3)
+    ]
     torch.testing.assert_close(*terms, rtol=1e-3, atol=1e-5)
 
 
 def test_the_memory_holds_images_only_and_its_miner_chooses():
     _, x, labels = toy()
     miner, inner = miners.BatchHardMiner(), losses.TripletMarginLoss(margin=0.5)
-    plain, inside = (losses.CrossBatchMemory(inner, D, memory_size=60, miner=miner) for _ in range(2))
+    plain, inside = (
+        losses.CrossBatchMemory(inner, D, memory_size=60, miner=miner) for _ in range(2)
+    )
     see = SEELoss(inside, generator=seeded())
     for step in range(4):  # around the end of the memory
         y = F.normalize(x + 0.1 * step, dim=-1)
         first, value = plain(y, labels), see(y, labels)
         see.generator.manual_seed(step)
-    assert torch.equal(plain.embedding_memory, inside.embedding_memory) and plain.queue_idx == inside.queue_idx
+    assert (
+        torch.equal(plain.embedding_memory, inside.embedding_memory)
+        and plain.queue_idx == inside.queue_idx
+    )
     see.generator.manual_seed(2)
     synthetics, targets = see._expand(y, labels)
     second = inner(y, labels, miner(y, labels, synthetics, targets), synthetics, targets)
@@ -322,14 +384,21 @@ class Layer(nn.Module):
         self.layer = nn.Linear(D, C, bias=False)
 
     def forward(self, embeddings, labels):
-        return F.cross_entropy(5 * F.normalize(embeddings, dim=-1) @ F.normalize(self.layer.weight, dim=-1).T, labels)
+        return F.cross_entropy(
+            5 * F.normalize(embeddings, dim=-1) @ F.normalize(self.layer.weight, dim=-1).T, labels
+        )
 
 
 def test_a_module_of_ones_own_says_where_its_centres_are():
     _, x, labels = toy()
     own = Layer()
     rows = own.layer.weight.detach().clone()
-    ways = [own.layer.weight, rows, lambda labels: own.layer.weight[labels], nn.Embedding(C, D, _weight=rows)]
+    ways = [
+        own.layer.weight,
+        rows,
+        lambda labels: own.layer.weight[labels],
+        nn.Embedding(C, D, _weight=rows),
+    ]
     values = [SEELoss(own, centers=way, generator=seeded())(x, labels) for way in ways]
     assert all(torch.equal(v, values[0]) for v in values) and values[0] != own(x, labels)
     assert list(SEELoss(own, centers=ways[1]).state_dict()) == ["centers", "loss.layer.weight"]
@@ -340,7 +409,9 @@ def test_a_module_of_ones_own_says_where_its_centres_are():
 
 
 def _in_two_processes(rank, names, folder):
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2
+    )
     for name in names:
         result = _one_step(name, rank, 2)
         if rank == 0:
@@ -353,37 +424,63 @@ def _one_step(name, rank, world):
     name, _, extra = name.partition("+")
     loss, x, labels = toy(name)
     encoder = nn.Linear(D, D)
-    encoder.load_state_dict({"weight": torch.eye(D) + 0.1 * torch.randn(D, D, generator=seeded(1)), "bias": torch.zeros(D)})
+    encoder.load_state_dict(
+        {
+            "weight": torch.eye(D) + 0.1 * torch.randn(D, D, generator=seeded(1)),
+            "bias": torch.zeros(D),
+        }
+    )
     wrapped, miner = loss, miners.MultiSimilarityMiner(0.5) if extra == "miner" else None
     if world > 1:
-        encoder, wrapped = nn.parallel.DistributedDataParallel(encoder), DistributedLossWrapper(loss)
+        encoder, wrapped = (
+            nn.parallel.DistributedDataParallel(encoder),
+            DistributedLossWrapper(loss),
+        )
         miner = miner and DistributedMinerWrapper(miner)
-    options = {"expansion": extra} if extra in EXPANSIONS else {"centers": RunningMeans(0.5)} if extra == "running" else {}
+    options = (
+        {"expansion": extra}
+        if extra in EXPANSIONS
+        else {"centers": RunningMeans(0.5)}
+        if extra == "running"
+        else {}
+    )
     see = SEELoss(wrapped, 4, 1.0, generator=seeded(3), miner=miner, **options)
     mine = torch.randperm(len(x), generator=seeded(2)).chunk(world)[rank]
     see(encoder(x.detach()[mine]), labels[mine]).backward()
     proxies = [p.grad for p in loss.parameters()]
     for gradient in proxies if world > 1 else []:
         torch.distributed.all_reduce(gradient)
-        gradient /= world * world  # averaged; and the library's wrapper multiplies by the number of processes
+        gradient /= (
+            world * world
+        )  # averaged; and the library's wrapper multiplies by the number of processes
     return [p.grad for p in encoder.parameters()] + proxies
 
 
 def test_two_processes_learn_what_one_does(tmp_path):
     proxies = ["ProxyAnchorLoss", "ProxyAnchorLoss+mixup", "SoftTripleLoss"]
-    pairs = ["TripletMarginLoss", "TripletMarginLoss+running", "TripletMarginLoss+embedding_expansion", "MultiSimilarityLoss+miner"]
+    pairs = [
+        "TripletMarginLoss",
+        "TripletMarginLoss+running",
+        "TripletMarginLoss+embedding_expansion",
+        "MultiSimilarityLoss+miner",
+    ]
     names = [*proxies, *pairs, "ThresholdConsistentMarginLoss", "FastAPLoss"]
     torch.multiprocessing.spawn(_in_two_processes, (names, str(tmp_path)), nprocs=2)
     for name in names:
         for shared, alone in zip(torch.load(tmp_path / f"{name}.pt"), _one_step(name, 0, 1)):
-            torch.testing.assert_close(shared, alone, rtol=1e-4, atol=1e-5, msg=lambda m: f"{name}: {m}")
+            torch.testing.assert_close(
+                shared, alone, rtol=1e-4, atol=1e-5, msg=lambda m: f"{name}: {m}"
+            )
 
 
 def test_alone_the_wrapper_changes_nothing():
     loss, x, labels = toy("TripletMarginLoss")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        assert torch.equal(SEELoss(DistributedLossWrapper(loss), generator=seeded())(x, labels), SEELoss(loss, generator=seeded())(x, labels))
+        assert torch.equal(
+            SEELoss(DistributedLossWrapper(loss), generator=seeded())(x, labels),
+            SEELoss(loss, generator=seeded())(x, labels),
+        )
 
 
 @st.composite
@@ -397,7 +494,9 @@ def batches(draw):
     return Batch(z.requires_grad_(), labels, chosen), k
 
 
-@pytest.mark.parametrize("name", ["NormalizedSoftmaxLoss", "SoftTripleLoss", "MarginLoss", "NPairsLoss"])
+@pytest.mark.parametrize(
+    "name", ["NormalizedSoftmaxLoss", "SoftTripleLoss", "MarginLoss", "NPairsLoss"]
+)
 def test_double_precision_stays(name):
     loss, x, labels = toy(name)
     value = SEELoss(loss.double(), centers=RunningMeans())(x.double(), labels)
@@ -428,7 +527,9 @@ def test_augmentations_give_unit_rows_labels_and_gradients(problem, name, seed):
 
 
 @pytest.mark.parametrize("expansion", sorted(EXPANSIONS))
-@pytest.mark.parametrize("name", ["ProxyAnchorLoss", "SoftTripleLoss", "TripletMarginLoss", "NPairsLoss", "FastAPLoss"])
+@pytest.mark.parametrize(
+    "name", ["ProxyAnchorLoss", "SoftTripleLoss", "TripletMarginLoss", "NPairsLoss", "FastAPLoss"]
+)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_every_augmentation_in_every_kind_of_loss(expansion, name, dtype):
     loss, x, labels = toy(name)

@@ -20,9 +20,9 @@ from IPython.display import display
 from PIL import Image
 
 from see_nb import cli
-from see_nb.book import run_notebook
-from see_nb.paper import CELL, beside, read_paper
-from see_nb.recipes import preset
+from see_nb.experiments.book import run_notebook
+from see_nb.experiments.paper_table import CELL, beside, read_paper
+from see_nb.training.recipes import preset
 
 KEY = [*CELL, "metric"]
 NAMES = {  # of the runs below, in the paper's words
@@ -35,7 +35,13 @@ NAMES = {  # of the runs below, in the paper's words
 def finished(name: str, recall: float, ks=(1, 2, 4, 8), **changes) -> dict:
     "The row of a run with made-up metrics."
     metrics = {f"recall_at_{k}": recall + 0.001 * k for k in ks}
-    where = {"experiment": "benchmarks", "hardware": "none", "threads": 1, "commit": "none", "seconds": 3600}
+    where = {
+        "experiment": "benchmarks",
+        "hardware": "none",
+        "threads": 1,
+        "commit": "none",
+        "seconds": 3600,
+    }
     return asdict(preset(name, **changes)) | metrics | where
 
 
@@ -43,9 +49,15 @@ def finished(name: str, recall: float, ks=(1, 2, 4, 8), **changes) -> dict:
 def rows() -> list[dict]:
     "Three cells with three, two and one seeds, and three runs that must not count."
     see = [finished("cub200-deit_small-128", r, seed=s) for s, r in enumerate((0.70, 0.73, 0.71))]
-    hyp = [finished("cub200-deit_small-128", r, seed=s, loss="hyp", see=False) for s, r in enumerate((0.65, 0.69))]
+    hyp = [
+        finished("cub200-deit_small-128", r, seed=s, loss="hyp", see=False)
+        for s, r in enumerate((0.65, 0.69))
+    ]
     alone = [finished("inshop-resnet50-512", 0.9, (1, 10, 20, 30), see=False)]
-    refused = [finished("cub200-deit_small-128", 0.99, seed=5, **c) for c in ({"epochs": 1}, {"weight": 0.3}, {"allow_incomplete": True})]
+    refused = [
+        finished("cub200-deit_small-128", 0.99, seed=5, **c)
+        for c in ({"epochs": 1}, {"weight": 0.3}, {"allow_incomplete": True})
+    ]
     return see + hyp + alone + refused
 
 
@@ -57,21 +69,31 @@ def by_hand(rows: list[dict], paper: pd.DataFrame) -> dict[tuple, tuple]:
             continue
         method, backbone, dataset = NAMES[row["dataset"], row["backbone"], row["loss"], row["see"]]
         for metric in set(paper.metric[paper.dataset == dataset]):
-            shares[method, backbone, row["embedding_size"], dataset, metric].append(100 * row[metric.replace("R@", "recall_at_")])
-    return {key: (statistics.mean(v), statistics.stdev(v) if len(v) > 1 else None, len(v)) for key, v in shares.items()}
+            shares[method, backbone, row["embedding_size"], dataset, metric].append(
+                100 * row[metric.replace("R@", "recall_at_")]
+            )
+    return {
+        key: (statistics.mean(v), statistics.stdev(v) if len(v) > 1 else None, len(v))
+        for key, v in shares.items()
+    }
 
 
 @pytest.fixture
 def main_table(root, tmp_path, monkeypatch):
     "Run notebook 20 on rows, up to its files; gives its csv and its LaTeX."
-    source = root / "nbs" / "20_main_table.ipynb"
-    shutil.copytree(root / "nbs" / "paper", tmp_path / "nbs" / "paper")
+    source = root / "nbs" / "experiments/benchmarks_report.ipynb"
+    shutil.copytree(
+        root / "nbs" / "experiments" / "paper", tmp_path / "nbs" / "experiments" / "paper"
+    )
     output = tmp_path / "output"
     monkeypatch.chdir(tmp_path / "nbs")
     monkeypatch.setenv("SEE_NB_OUTPUT", str(output))
 
     def run(benchmarks: list[dict], trained: list[dict]) -> tuple[pd.DataFrame, str]:
-        for path, part in ((output / "benchmarks.jsonl", benchmarks), (tmp_path / "runs" / "a" / "results.jsonl", trained)):
+        for path, part in (
+            (output / "benchmarks.jsonl", benchmarks),
+            (tmp_path / "runs" / "a" / "results.jsonl", trained),
+        ):
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text("".join(json.dumps(row) + "\n" for row in part))
         names = {"display": display}
@@ -87,13 +109,17 @@ def main_table(root, tmp_path, monkeypatch):
 
 def test_the_main_table_is_what_the_rows_say(rows, main_table, root):
     table, latex = main_table(rows[:4], rows[4:])
-    paper = read_paper(root / "nbs" / "paper" / "table1.csv")
+    paper = read_paper(root / "nbs" / "experiments" / "paper" / "table1.csv")
     expected = by_hand(rows, paper)
     ours = table[table.n > 0].set_index(KEY)
     assert set(ours.index) == set(expected) and len(expected) == 9
     for key, (mean, std, n) in expected.items():
         assert ours.loc[key, "mean"] == pytest.approx(mean) and ours.loc[key, "n"] == n
-        assert pd.isna(ours.loc[key, "std"]) if std is None else ours.loc[key, "std"] == pytest.approx(std)
+        assert (
+            pd.isna(ours.loc[key, "std"])
+            if std is None
+            else ours.loc[key, "std"] == pytest.approx(std)
+        )
         spread = "" if std is None else rf" $\pm$ {std:.1f}"
         assert f"$|$ {mean:.1f}{spread} ({n})" in latex
     printed = table.dropna(subset="paper")
@@ -102,25 +128,35 @@ def test_the_main_table_is_what_the_rows_say(rows, main_table, root):
 
 
 def test_a_row_changes_its_own_numbers_and_no_others(rows, root):
-    paper = read_paper(root / "nbs" / "paper" / "table1.csv")
+    paper = read_paper(root / "nbs" / "experiments" / "paper" / "table1.csv")
     before = beside(paper, pd.DataFrame(rows))
     for number, changed in ((1, 3), (3, 3), (5, 3), (6, 0), (8, 0)):
         row = rows[number]
-        other = [*rows[:number], row | {k: v / 2 for k, v in row.items() if k.startswith("recall")}, *rows[number + 1 :]]
+        other = [
+            *rows[:number],
+            row | {k: v / 2 for k, v in row.items() if k.startswith("recall")},
+            *rows[number + 1 :],
+        ]
         after = beside(paper, pd.DataFrame(other))
         different = (after.fillna(-1) != before.fillna(-1)).any(axis=1)
         assert different.sum() == changed
         if changed:
-            method, backbone, dataset = NAMES[row["dataset"], row["backbone"], row["loss"], row["see"]]
-            assert before[different].drop_duplicates(CELL)[CELL].values.tolist() == [[method, backbone, row["embedding_size"], dataset]]
+            method, backbone, dataset = NAMES[
+                row["dataset"], row["backbone"], row["loss"], row["see"]
+            ]
+            assert before[different].drop_duplicates(CELL)[CELL].values.tolist() == [
+                [method, backbone, row["embedding_size"], dataset]
+            ]
 
 
 def test_the_run_of_a_command_fills_the_blank_beside_it(root, monkeypatch):
-    paper = read_paper(root / "nbs" / "paper" / "table1.csv")
+    paper = read_paper(root / "nbs" / "experiments" / "paper" / "table1.csv")
     blank = beside(paper, pd.DataFrame()).drop_duplicates(CELL)
     blank = blank[blank.command.str.startswith("see-nb train ")]
     started = []
-    monkeypatch.setattr(cli, "train", lambda recipe, **options: started.append(recipe) or sys.exit(0))  # before it costs hours
+    monkeypatch.setattr(
+        cli, "train", lambda recipe, **options: started.append(recipe) or sys.exit(0)
+    )  # before it costs hours
     for line in blank.groupby(["method", "embedding_size"], sort=False).head(1).itertuples():
         with pytest.raises(SystemExit):
             cli.main(line.command.split()[1:])
@@ -134,7 +170,14 @@ def outputs(notebook: nbformat.NotebookNode) -> list[list[tuple[str, str]]]:
     "What each code cell shows: text, tables without the random names of their styles, pictures."
     shown = []
     for cell in (c for c in notebook.cells if c.cell_type == "code"):
-        parts = [("text", "".join(o.text for o in cell.outputs if o.output_type == "stream" and o.name == "stdout"))]
+        parts = [
+            (
+                "text",
+                "".join(
+                    o.text for o in cell.outputs if o.output_type == "stream" and o.name == "stdout"
+                ),
+            )
+        ]
         for data in (o.data for o in cell.outputs if "data" in o):
             kind = next(k for k in ("image/png", "text/html", "text/plain") if k in data)
             parts.append((kind, re.sub(r"\bT_[0-9a-f]+", "T", data[kind])))
@@ -160,7 +203,9 @@ def test_a_report_comes_back_the_same_from_the_committed_rows(root, name, monkey
         for (kind, before), (_, now) in zip(old, new):
             if kind == "image/png":
                 one, two = pixels(before), pixels(now)
-                assert one.shape == two.shape and abs(one - two).mean() < 2, f"cell {number}: another picture"
+                assert one.shape == two.shape and abs(one - two).mean() < 2, (
+                    f"cell {number}: another picture"
+                )
             else:
                 assert before == now, f"cell {number}"
 
@@ -172,7 +217,9 @@ def tables_of(path: Path, changed: Path, monkeypatch) -> list[pd.DataFrame]:
     frames = []
 
     def keep(*shown):
-        frames.extend(getattr(x, "data", x) for x in shown if isinstance(getattr(x, "data", x), pd.DataFrame))
+        frames.extend(
+            getattr(x, "data", x) for x in shown if isinstance(getattr(x, "data", x), pd.DataFrame)
+        )
 
     names = {"display": keep}
     for cell in nbformat.read(path, as_version=4).cells:
@@ -187,7 +234,9 @@ def tables_of(path: Path, changed: Path, monkeypatch) -> list[pd.DataFrame]:
 
 
 def test_a_run_changes_its_own_cells_of_the_integration_table(root, tmp_path, monkeypatch):
-    lines = (root / "nbs" / "results" / "integration.jsonl").read_text().splitlines()
+    lines = (
+        (root / "nbs" / "experiments" / "results" / "integration.jsonl").read_text().splitlines()
+    )
     rows = [json.loads(line) for line in lines]
     number = next(
         i for i, r in enumerate(rows)
@@ -197,13 +246,31 @@ def test_a_run_changes_its_own_cells_of_the_integration_table(root, tmp_path, mo
     for folder in folders:
         folder.mkdir()
         (folder / "integration.jsonl").write_text("\n".join(lines) + "\n")
-        lines[number] = json.dumps(rows[number] | {"recall_at_1": rows[number]["recall_at_1"] + 0.01})
-    before, after = (tables_of(root / "nbs" / "21_integration_table.ipynb", folder, monkeypatch) for folder in folders)
-    plain = [[frame.astype(str).replace(r" \*", "", regex=True) for frame in frames] for frames in (before, after)]
-    different = [(i, int((one != two).values.sum())) for i, (one, two) in enumerate(zip(*plain)) if not one.equals(two)]
+        lines[number] = json.dumps(
+            rows[number] | {"recall_at_1": rows[number]["recall_at_1"] + 0.01}
+        )
+    before, after = (
+        tables_of(root / "nbs" / "experiments/integration_report.ipynb", folder, monkeypatch)
+        for folder in folders
+    )
+    plain = [
+        [frame.astype(str).replace(r" \*", "", regex=True) for frame in frames]
+        for frames in (before, after)
+    ]
+    different = [
+        (i, int((one != two).values.sum()))
+        for i, (one, two) in enumerate(zip(*plain))
+        if not one.equals(two)
+    ]
     ((first, cells), *summaries) = different
     column = "glyphs, D = 64"
-    assert cells == 1 and plain[0][first].loc[("one proxy a class", "CosFace"), column] != plain[1][first].loc[("one proxy a class", "CosFace"), column]
+    assert (
+        cells == 1
+        and plain[0][first].loc[("one proxy a class", "CosFace"), column]
+        != plain[1][first].loc[("one proxy a class", "CosFace"), column]
+    )
     for i, _ in summaries:  # counts and means of the data set
         rows_changed = plain[0][i][(plain[0][i] != plain[1][i]).any(axis=1)].reset_index()
-        assert "glyphs" in rows_changed.to_string() and not {"omniglot", "cub50"} & set(rows_changed.astype(str).values.flatten())
+        assert "glyphs" in rows_changed.to_string() and not {"omniglot", "cub50"} & set(
+            rows_changed.astype(str).values.flatten()
+        )

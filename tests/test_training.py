@@ -12,15 +12,15 @@ import pytest
 import torch
 
 from see_nb import steps, training
-from see_nb.augmentations import EXPANSIONS
-from see_nb.baselines import LOSSES
-from see_nb.checkpoints import read_checkpoint
-from see_nb.datasets import data_root, dataset_states, load_dataset
-from see_nb.images import Crops, RetrievalDataset
-from see_nb.losses import SEELoss
-from see_nb.recipes import PRESETS, Recipe
-from see_nb.results import comparison_table, read_rows, small_experiments
-from see_nb.training import load_model, load_split, train
+from see_nb.method.augmentations import EXPANSIONS
+from see_nb.method.baselines import LOSSES
+from see_nb.training.checkpoints import read_checkpoint
+from see_nb.data.datasets import data_root, dataset_states, load_dataset
+from see_nb.data.photos import Crops, RetrievalDataset
+from see_nb.method.see_loss import SEELoss
+from see_nb.training.recipes import PRESETS, Recipe
+from see_nb.training.results import comparison_table, read_rows, small_experiments
+from see_nb.training.training import load_model, load_split, train
 
 SMALL = Recipe(embedding_size=12, epochs=1, width=4, batch_size=24, validation=0.0)
 
@@ -29,23 +29,42 @@ SMALL = Recipe(embedding_size=12, epochs=1, width=4, batch_size=24, validation=0
 def tiny(monkeypatch):
     "A data set of 20 classes that trains in a moment."
     generator = torch.Generator().manual_seed(0)
-    prototypes = torch.randint(0, 256, (40, 1, 4, 4), generator=generator).repeat_interleave(4, 2).repeat_interleave(4, 3)
+    prototypes = (
+        torch.randint(0, 256, (40, 1, 4, 4), generator=generator)
+        .repeat_interleave(4, 2)
+        .repeat_interleave(4, 3)
+    )
     noise = torch.randint(-40, 41, (40, 8, 1, 16, 16), generator=generator)
     images = (prototypes[:, None] + noise).clamp(0, 255).to(torch.uint8)
     halves = {
-        split: RetrievalDataset(images[s].flatten(0, 1), torch.arange(20).repeat_interleave(8), [f"{split} {i}" for i in range(20)], "tiny", split)
+        split: RetrievalDataset(
+            images[s].flatten(0, 1),
+            torch.arange(20).repeat_interleave(8),
+            [f"{split} {i}" for i in range(20)],
+            "tiny",
+            split,
+        )
         for split, s in (("train", slice(0, 20)), ("test", slice(20, 40)))
     }
-    monkeypatch.setattr(training, "load_dataset", lambda name, root=None, split="train", **options: halves[split])
+    monkeypatch.setattr(
+        training, "load_dataset", lambda name, root=None, split="train", **options: halves[split]
+    )
     return halves
 
 
 def same_weights(one, other):
     "Whether two checkpoints hold the same model and the same loss, to the bit."
-    def equal(a, b):
-        return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b  # a loss may keep numbers besides tensors
 
-    return all(equal(a, b) for part in ("model", "objective") for a, b in zip(one[part].values(), other[part].values(), strict=True))
+    def equal(a, b):
+        return (
+            torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+        )  # a loss may keep numbers besides tensors
+
+    return all(
+        equal(a, b)
+        for part in ("model", "objective")
+        for a, b in zip(one[part].values(), other[part].values(), strict=True)
+    )
 
 
 def run_python(code, *arguments, launcher=()):
@@ -60,39 +79,76 @@ def run_python(code, *arguments, launcher=()):
 def test_two_processes_of_the_command_line_train_to_the_same_bit(see_nb_command, tmp_path):
     states = []
     for name in ("one", "two"):
-        done = see_nb_command("train", "--embedding-size", 16, "--epochs", 1, "--output", tmp_path / name)
+        done = see_nb_command(
+            "train", "--embedding-size", 16, "--epochs", 1, "--output", tmp_path / name
+        )
         assert done.returncode == 0, done.stderr
         states.append(read_checkpoint(tmp_path / name / "checkpoint.pt"))
     assert same_weights(*states)
-    first, second = (read_rows(tmp_path / name / "results.jsonl").iloc[0] for name in ("one", "two"))
-    assert first.recall_at_1 == second.recall_at_1 and first.fingerprint == second.fingerprint and first.run != second.run
+    first, second = (
+        read_rows(tmp_path / name / "results.jsonl").iloc[0] for name in ("one", "two")
+    )
+    assert (
+        first.recall_at_1 == second.recall_at_1
+        and first.fingerprint == second.fingerprint
+        and first.run != second.run
+    )
 
 
 def test_methods_of_one_seed_share_their_start_and_batches(tiny):
-    plain, zero = train(replace(SMALL, see=False, n_expansion=8), progress=False), train(replace(SMALL, weight=0.0), progress=False)
+    plain, zero = (
+        train(replace(SMALL, see=False, n_expansion=8), progress=False),
+        train(replace(SMALL, weight=0.0), progress=False),
+    )
     assert plain.metrics == zero.metrics
-    assert all(torch.equal(a, b) for a, b in zip(plain.model.state_dict().values(), zero.model.state_dict().values()))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(plain.model.state_dict().values(), zero.model.state_dict().values())
+    )
     see = train(SMALL, progress=False)
-    assert see.row["history"][0]["loss"] == pytest.approx(plain.row["history"][0]["loss"])  # epoch 0: nothing is expanded yet
-    longer = [train(replace(SMALL, epochs=3, see=see), progress=False).row["history"] for see in (False, True)]
+    assert see.row["history"][0]["loss"] == pytest.approx(
+        plain.row["history"][0]["loss"]
+    )  # epoch 0: nothing is expanded yet
+    longer = [
+        train(replace(SMALL, epochs=3, see=see), progress=False).row["history"]
+        for see in (False, True)
+    ]
     assert longer[0][2]["loss"] < longer[1][2]["loss"]  # later the second term counts
 
 
-@pytest.mark.parametrize("loss", [name for name, baseline in LOSSES.items() if baseline.kind != "graded pairs"])
+@pytest.mark.parametrize(
+    "loss", [name for name, baseline in LOSSES.items() if baseline.kind != "graded pairs"]
+)
 def test_every_loss_trains_with_and_without_see(tiny, loss):
     each = LOSSES[loss].samples_per_class
-    recipe = replace(SMALL, loss=loss, epochs=8, samples_per_class=each, batch_size=each * max(24 // each, 2))
+    recipe = replace(
+        SMALL, loss=loss, epochs=8, samples_per_class=each, batch_size=each * max(24 // each, 2)
+    )
     for see in (False, True):
         run = train(replace(recipe, see=see), progress=False)
         assert run.metrics["recall_at_1"] > 0.5 and math.isfinite(run.row["history"][-1]["loss"])
 
 
-@pytest.mark.parametrize("loss", ["proxy_anchor", "curricularface", "soft_triple", "triplet_distance_weighted", "multi_similarity", "xbm"])
+@pytest.mark.parametrize(
+    "loss",
+    [
+        "proxy_anchor",
+        "curricularface",
+        "soft_triple",
+        "triplet_distance_weighted",
+        "multi_similarity",
+        "xbm",
+    ],
+)
 def test_every_kind_of_loss_goes_on_to_the_bit(tiny, tmp_path, loss):
     class PowerCut(Exception):
         pass
 
-    each, real, count = LOSSES[loss].samples_per_class, training._Training.train_step, iter(range(1000))
+    each, real, count = (
+        LOSSES[loss].samples_per_class,
+        training._Training.train_step,
+        iter(range(1000)),
+    )
     recipe = replace(SMALL, loss=loss, epochs=4, samples_per_class=each, batch_size=each * 4)
 
     def step(self, images, labels):
@@ -116,7 +172,12 @@ def test_every_augmentation_trains(tiny, expansion):
 
 
 def test_a_row_is_whole_and_plain_json(tiny, tmp_path):
-    run = train(replace(SMALL, validation=0.2, epochs=2), results=tmp_path / "r.jsonl", experiment="test", progress=False)
+    run = train(
+        replace(SMALL, validation=0.2, epochs=2),
+        results=tmp_path / "r.jsonl",
+        experiment="test",
+        progress=False,
+    )
     row = json.loads((tmp_path / "r.jsonl").read_text())
     for key in ("experiment", "dataset", "split", "backbone", "embedding_size", "method", "loss", "see", "n_expansion", "weight", "seed",
                 "epochs", "recall_at_1", "map_at_r", "seconds", "hardware", "threads", "versions", "commit", "fingerprint", "run",
@@ -128,8 +189,12 @@ def test_a_row_is_whole_and_plain_json(tiny, tmp_path):
 
 
 def test_tables_are_what_pandas_makes_of_the_rows(root):
-    rows = small_experiments(read_rows(*sorted((root / "nbs" / "results").glob("*.jsonl"))))
-    table = comparison_table(rows, ["dataset", "D"], "recall_at_1", "Proxy-Anchor").set_index(["dataset", "D", "method"])
+    rows = small_experiments(
+        read_rows(*sorted((root / "nbs" / "experiments" / "results").glob("*.jsonl")))
+    )
+    table = comparison_table(rows, ["dataset", "D"], "recall_at_1", "Proxy-Anchor").set_index(
+        ["dataset", "D", "method"]
+    )
     wide = rows.pivot_table(index=["dataset", "D", "seed"], columns="method", values="recall_at_1")
     for (dataset, d), cell in wide.groupby(level=[0, 1]):
         for method in cell:
@@ -147,17 +212,27 @@ def test_small_experiments_that_cannot_run_here_say_why(monkeypatch, tmp_path, c
     monkeypatch.setattr(training, "load_dataset", load)
     assert training.small_there(tmp_path) == ["glyphs"]
     told = capsys.readouterr().out
-    assert "left out: omniglot: no network" in told and "left out: cub50: squeezenet1_0.safetensors is not in" in told
+    assert (
+        "left out: omniglot: no network" in told
+        and "left out: cub50: squeezenet1_0.safetensors is not in" in told
+    )
     (tmp_path / "squeezenet1_0.safetensors").touch()
     assert training.small_there(tmp_path) == ["glyphs", "cub50"]
 
 
 def test_fewer_training_classes_are_drawn_by_the_seed_and_nested():
-    few, more, other = (load_split(Recipe(train_classes=n, seed=s), split="train") for n, s in ((20, 0), (50, 0), (20, 1)))
+    few, more, other = (
+        load_split(Recipe(train_classes=n, seed=s), split="train")
+        for n, s in ((20, 0), (50, 0), (20, 1))
+    )
     assert [len(part.classes) for part in (few, more, other)] == [20, 50, 20]
     assert set(few.classes) < set(more.classes) and set(few.classes) != set(other.classes)
-    assert len(load_split(Recipe(train_classes=20)).classes) == len(load_split(Recipe()).classes)  # all test classes
-    with pytest.raises(ValueError, match="train_classes: expected at most the .* training classes of glyphs"):
+    assert len(load_split(Recipe(train_classes=20)).classes) == len(
+        load_split(Recipe()).classes
+    )  # all test classes
+    with pytest.raises(
+        ValueError, match="train_classes: expected at most the .* training classes of glyphs"
+    ):
         load_split(Recipe(train_classes=10_000), split="train")
 
 
@@ -166,8 +241,14 @@ def test_mixed_images_train_and_come_again_to_the_bit(tiny, how):
     recipe = replace(SMALL, image_mix=how, epochs=8)
     one, two = (train(recipe, progress=False) for _ in range(2))
     assert one.metrics == two.metrics and one.metrics["recall_at_1"] > 0.4
-    assert all(torch.equal(a, b) for a, b in zip(one.model.state_dict().values(), two.model.state_dict().values()))
-    assert one.row["history"][-1]["loss"] > train(replace(SMALL, epochs=8), progress=False).row["history"][-1]["loss"]
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(one.model.state_dict().values(), two.model.state_dict().values())
+    )
+    assert (
+        one.row["history"][-1]["loss"]
+        > train(replace(SMALL, epochs=8), progress=False).row["history"][-1]["loss"]
+    )
     with pytest.raises(ValueError, match="image_mix: expected none with a frozen backbone"):
         replace(SMALL, backbone="squeezenet1_0", frozen=True, image_size=32, image_mix=how)
 
@@ -177,8 +258,8 @@ def test_mixed_images_train_and_come_again_to_the_bit(tiny, how):
 KILLS = """
 import os, random, signal, sys, time
 from pathlib import Path
-from see_nb.recipes import Recipe
-from see_nb.training import train
+from see_nb.training.recipes import Recipe
+from see_nb.training.training import train
 
 folder = Path(sys.argv[1])
 recipe = Recipe(embedding_size=12, epochs=4, width=4, batch_size=24, validation=0.1)
@@ -223,20 +304,35 @@ def test_a_disk_that_fills_up_leaves_the_last_checkpoint(tiny, tmp_path):
         raise OSError(28, "No space left on device")
 
     real, recipe = torch.save, replace(SMALL, epochs=4)
-    with patch.object(torch, "save", full), pytest.raises(ValueError, match="No space left on device.*The one before is whole"):
+    with (
+        patch.object(torch, "save", full),
+        pytest.raises(ValueError, match="No space left on device.*The one before is whole"),
+    ):
         train(recipe, checkpoint=path, progress=False)
     assert read_checkpoint(path)["epoch"] == 2 and [p.name for p in tmp_path.iterdir()] == ["c.pt"]
-    resumed, whole = train(recipe, checkpoint=path, resume=True, progress=False), train(recipe, progress=False)
-    assert all(torch.equal(a, b) for a, b in zip(resumed.model.state_dict().values(), whole.model.state_dict().values()))
+    resumed, whole = (
+        train(recipe, checkpoint=path, resume=True, progress=False),
+        train(recipe, progress=False),
+    )
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(resumed.model.state_dict().values(), whole.model.state_dict().values())
+    )
 
 
 @pytest.mark.parametrize(
     "breaks, message",
     [
         ("images", r"step 9 \(epoch 1\): images of the batch hold NaN or Inf. Look at the data"),
-        ("weights", r"step 9 \(epoch 1\): the embeddings are NaN or Inf while the images are fine: the weights have diverged"),
+        (
+            "weights",
+            r"step 9 \(epoch 1\): the embeddings are NaN or Inf while the images are fine: the weights have diverged",
+        ),
         ("loss", r"step 9 \(epoch 1\): the loss is NaN or Inf while the embeddings are fine"),
-        ("gradient", r"a weight has become NaN or Inf. Lower learning_rate|the embeddings are NaN or Inf"),
+        (
+            "gradient",
+            r"a weight has become NaN or Inf. Lower learning_rate|the embeddings are NaN or Inf",
+        ),
     ],
 )
 def test_a_broken_step_is_told_and_no_checkpoint_is_overwritten(tiny, tmp_path, breaks, message):
@@ -254,18 +350,31 @@ def test_a_broken_step_is_told_and_no_checkpoint_is_overwritten(tiny, tmp_path, 
                 self.model.head[1].weight.register_hook(lambda gradient: gradient * torch.nan)
         real(self, images, labels)
 
-    with patch.object(training._Training, "train_step", step), pytest.raises(ValueError, match=message):
+    with (
+        patch.object(training._Training, "train_step", step),
+        pytest.raises(ValueError, match=message),
+    ):
         train(replace(SMALL, epochs=3), checkpoint=path, checkpoint_every=1, progress=False)
     state = read_checkpoint(path)
     assert state["epoch"] * 6 + state["position"] == 9
-    assert all(t.isfinite().all() for t in (*state["model"].values(), *state["objective"].values()) if t.is_floating_point())
+    assert all(
+        t.isfinite().all()
+        for t in (*state["model"].values(), *state["objective"].values())
+        if t.is_floating_point()
+    )
 
 
 def test_wrong_labels_and_proxies_are_told_with_what_to_do(tiny):
     model, proxies = torch.randn(6, 12), LOSSES["proxy_anchor"].make(20, 12)
-    with pytest.raises(ValueError, match=r"labels: expected classes 0 to 19 \(the loss has 20 proxies\), got 0 to 20"):
+    with pytest.raises(
+        ValueError,
+        match=r"labels: expected classes 0 to 19 \(the loss has 20 proxies\), got 0 to 20",
+    ):
         SEELoss(proxies)(model, torch.tensor([0, 1, 2, 3, 4, 20]))
-    with pytest.raises(ValueError, match="embeddings: expected floating point \\(B, 12\\), the size of the loss's proxies"):
+    with pytest.raises(
+        ValueError,
+        match="embeddings: expected floating point \\(B, 12\\), the size of the loss's proxies",
+    ):
         SEELoss(proxies)(torch.randn(6, 13), torch.zeros(6, dtype=torch.long))
     with pytest.raises(ValueError, match=r"need at least 13 \(K \+ 1\), got 12"):
         replace(SMALL, n_expansion=12)
@@ -306,7 +415,11 @@ def test_half_precision_keeps_head_and_loss_in_single(tiny):
 
     with patch.object(steps.Step, "forward", forward):
         run = train(replace(SMALL, precision="bf16", epochs=15), progress=False)
-    assert set(seen[0::3]) == {torch.bfloat16} and set(seen[1::3]) == {torch.float32} and set(seen[2::3]) == {torch.float32}
+    assert (
+        set(seen[0::3]) == {torch.bfloat16}
+        and set(seen[1::3]) == {torch.float32}
+        and set(seen[2::3]) == {torch.float32}
+    )
     assert run.metrics["recall_at_1"] > 0.5 and run.loss.proxies.dtype == torch.float32
     assert train(SMALL, progress=False).metrics  # another precision in the same process
 
@@ -315,9 +428,18 @@ def test_the_backbone_stands_still_during_warm_up(tiny):
     options = {"schedule": "constant", "epochs": 2, "learning_rate": 1e-3}
     torch.manual_seed(0)
     start = training.create_model("conv4", 12, width=4, channels=1).state_dict()
-    warm, none = (train(replace(SMALL, warmup_epochs=n, **options), progress=False).model.state_dict() for n in (2, 0))
-    weights = [k for k in start if k.startswith("backbone") and "running" not in k and "num_batches" not in k]
-    assert all(torch.equal(start[k], warm[k]) for k in weights) and not torch.equal(start["head.1.weight"], warm["head.1.weight"])
+    warm, none = (
+        train(replace(SMALL, warmup_epochs=n, **options), progress=False).model.state_dict()
+        for n in (2, 0)
+    )
+    weights = [
+        k
+        for k in start
+        if k.startswith("backbone") and "running" not in k and "num_batches" not in k
+    ]
+    assert all(torch.equal(start[k], warm[k]) for k in weights) and not torch.equal(
+        start["head.1.weight"], warm["head.1.weight"]
+    )
     assert not any(torch.equal(start[k], none[k]) for k in weights)
 
 
@@ -325,7 +447,13 @@ def test_gradients_are_clipped_by_value(tiny):
     seen, real = [], torch.optim.AdamW.step
 
     def step(self, *arguments, **options):
-        seen.append(max(p.grad.abs().max().item() for group in self.param_groups[:2] for p in group["params"]))
+        seen.append(
+            max(
+                p.grad.abs().max().item()
+                for group in self.param_groups[:2]
+                for p in group["params"]
+            )
+        )
         return real(self, *arguments, **options)
 
     with patch.object(torch.optim.AdamW, "step", step):
@@ -334,11 +462,19 @@ def test_gradients_are_clipped_by_value(tiny):
 
 
 def test_every_preset_builds_and_names_its_data_set():
-    from see_nb.benchmarks import BENCHMARKS
+    from see_nb.data.benchmarks import BENCHMARKS
 
     for name, recipe in PRESETS.items():
-        assert recipe.dataset in BENCHMARKS and name == f"{recipe.dataset}-{recipe.backbone}-{recipe.embedding_size}"
-        assert recipe.batch_size == 180 and recipe.see and recipe.n_expansion == 8 and recipe.weight == 0.2
+        assert (
+            recipe.dataset in BENCHMARKS
+            and name == f"{recipe.dataset}-{recipe.backbone}-{recipe.embedding_size}"
+        )
+        assert (
+            recipe.batch_size == 180
+            and recipe.see
+            and recipe.n_expansion == 8
+            and recipe.weight == 0.2
+        )
 
 
 # Several processes
@@ -348,10 +484,10 @@ import sys
 from unittest.mock import patch
 import torch
 from see_nb import steps, training
-from see_nb.augmentations import EXPANSIONS
-from see_nb.datasets import load_dataset
-from see_nb.evaluation import embed, evaluate
-from see_nb.recipes import Recipe
+from see_nb.method.augmentations import EXPANSIONS
+from see_nb.data.datasets import load_dataset
+from see_nb.retrieval.embedding import embed, evaluate
+from see_nb.training.recipes import Recipe
 
 class Enough(Exception):
     pass
@@ -390,13 +526,19 @@ def test_two_processes_train_as_one(tmp_path):
     script = tmp_path / "processes.py"
     script.write_text(PROCESSES)
     run_python(script, tmp_path / "one")
-    run_python(script, tmp_path / "two", launcher=("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"))
+    run_python(
+        script,
+        tmp_path / "two",
+        launcher=("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"),
+    )
     one, two, other = (torch.load(tmp_path / name) for name in ("one0", "two0", "two1"))
     assert (one["processes"], two["processes"]) == (1, 2)
     for see in (False, True):
         assert len(one[see]["losses"]) == len(two[see]["losses"]) == 20
         assert two[see]["losses"] == pytest.approx(one[see]["losses"], rel=1e-5)
-        for a, b, c in zip(one[see]["weights"], two[see]["weights"], other[see]["weights"], strict=True):
+        for a, b, c in zip(
+            one[see]["weights"], two[see]["weights"], other[see]["weights"], strict=True
+        ):
             assert (a - b).abs().max() < 1e-5
             assert torch.equal(b, c)  # proxies are the same on every rank, and so is the rest
     assert one[True]["losses"][0] > one[False]["losses"][0]  # SEE was at work
@@ -409,8 +551,8 @@ import sys
 from accelerate import notebook_launcher
 
 def work(path):
-    from see_nb.recipes import Recipe
-    from see_nb.training import train
+    from see_nb.training.recipes import Recipe
+    from see_nb.training.training import train
     train(Recipe(backbone="test_convnext", pretrained=False, image_size=32, embedding_size=12, batch_size=600, epochs=1, validation=0.2),
           progress=False, results=path, checkpoint=path + ".pt")
 
@@ -435,8 +577,18 @@ def test_photos_are_checked_before_training_starts(tmp_path):
     for label in range(6):
         (tmp_path / f"class {label}").mkdir()
         for i in range(4):
-            Image.new("RGB", (40 + i, 30), (40 * label, 10 * i, 99)).save(tmp_path / f"class {label}" / f"{i}.jpg")
-    recipe = Recipe(dataset="folder", image_size=32, epochs=1, batch_size=4, validation=0.0, embedding_size=12, width=4)
+            Image.new("RGB", (40 + i, 30), (40 * label, 10 * i, 99)).save(
+                tmp_path / f"class {label}" / f"{i}.jpg"
+            )
+    recipe = Recipe(
+        dataset="folder",
+        image_size=32,
+        epochs=1,
+        batch_size=4,
+        validation=0.0,
+        embedding_size=12,
+        width=4,
+    )
     with pytest.raises(ValueError, match="image_size: folder holds photos of many sizes"):
         train(replace(recipe, image_size=0), root=tmp_path, progress=False)
     assert train(recipe, root=tmp_path, progress=False).row["n_test_classes"] == 3
@@ -462,18 +614,39 @@ def test_queries_search_their_gallery_from_training_to_evaluation(see_nb_command
         colour = torch.randint(0, 200, (3,), generator=generator)
         for i in range(4):
             name = f"img/{item:02d}_{i}.jpg"
-            pixels = (colour + torch.randint(0, 56, (40, 30, 3), generator=generator)).to(torch.uint8).numpy()
+            pixels = (
+                (colour + torch.randint(0, 56, (40, 30, 3), generator=generator))
+                .to(torch.uint8)
+                .numpy()
+            )
             Image.fromarray(pixels).save(tmp_path / "inshop" / name)
-            lines.append(f"{name} id_{item:08d} {'train' if item < 8 else 'query' if i < 2 else 'gallery'}")
+            lines.append(
+                f"{name} id_{item:08d} {'train' if item < 8 else 'query' if i < 2 else 'gallery'}"
+            )
     text = "\n".join([str(len(lines)), "image_name item_id evaluation_status", *lines])
     (tmp_path / "inshop" / "list_eval_partition.txt").write_text(text)
-    recipe = Recipe(dataset="inshop", allow_incomplete=True, image_size=32, epochs=3, batch_size=8, validation=0.0, embedding_size=12, width=4)
+    recipe = Recipe(
+        dataset="inshop",
+        allow_incomplete=True,
+        image_size=32,
+        epochs=3,
+        batch_size=8,
+        validation=0.0,
+        embedding_size=12,
+        width=4,
+    )
     with pytest.warns(UserWarning, match="compare with no published number"):
         run = train(recipe, root=tmp_path, progress=False, checkpoint=tmp_path / "c.pt")
-    assert (run.row["n_test"], run.row["n_test_classes"], set(run.metrics)) == (16, 8, {"recall_at_1", "recall_at_10", "map_at_r"})
+    assert (run.row["n_test"], run.row["n_test_classes"], set(run.metrics)) == (
+        16,
+        8,
+        {"recall_at_1", "recall_at_10", "map_at_r"},
+    )
     assert all(0 <= n < 16 for found in run.row["neighbours"].values() for n in found)
     done = see_nb_command("evaluate", "--checkpoint", tmp_path / "c.pt", "--root", tmp_path)
-    assert done.returncode == 0 and f"recall_at_1  {run.metrics['recall_at_1']:7.2%}" in done.stdout, done.stderr
+    assert (
+        done.returncode == 0 and f"recall_at_1  {run.metrics['recall_at_1']:7.2%}" in done.stdout
+    ), done.stderr
 
 
 def test_a_frozen_backbone_trains_its_head_on_cached_crops(tmp_path, monkeypatch):
@@ -485,7 +658,11 @@ def test_a_frozen_backbone_trains_its_head_on_cached_crops(tmp_path, monkeypatch
         (tmp_path / "photos" / f"{label}").mkdir(parents=True)
         colour = torch.randint(0, 200, (3,), generator=generator)
         for i in range(4):
-            pixels = (colour + torch.randint(0, 56, (48, 40, 3), generator=generator)).to(torch.uint8).numpy()
+            pixels = (
+                (colour + torch.randint(0, 56, (48, 40, 3), generator=generator))
+                .to(torch.uint8)
+                .numpy()
+            )
             Image.fromarray(pixels).save(tmp_path / "photos" / f"{label}" / f"{i}.png")
     recipe = Recipe(dataset="folder", backbone="squeezenet1_0", pretrained=False, frozen=True, crops=3, image_size=32, epochs=4,
                     batch_size=8, validation=0.0, embedding_size=12, learning_rate=1e-3)  # fmt: skip
@@ -494,18 +671,35 @@ def test_a_frozen_backbone_trains_its_head_on_cached_crops(tmp_path, monkeypatch
     assert len(files) == 2
     torch.manual_seed(0)
     start = training.create_model("squeezenet1_0", 12, pretrained=False, image_size=32)
-    assert all(torch.equal(a, b) for a, b in zip(start.backbone.state_dict().values(), run.model.backbone.state_dict().values()))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(
+            start.backbone.state_dict().values(), run.model.backbone.state_dict().values()
+        )
+    )
     assert not torch.equal(start.head[1].weight, run.model.head[1].weight)
     again = train(recipe, root=tmp_path / "photos", progress=False)
-    assert again.metrics == run.metrics and len(list((tmp_path / "home" / "cache").glob("features-*.safetensors"))) == 2
-    whole = training.evaluate(run.model, load_dataset("folder", tmp_path / "photos", "test"), image_size=32)
-    assert whole == pytest.approx(run.metrics)  # through the backbone or from the features: the same
+    assert (
+        again.metrics == run.metrics
+        and len(list((tmp_path / "home" / "cache").glob("features-*.safetensors"))) == 2
+    )
+    whole = training.evaluate(
+        run.model, load_dataset("folder", tmp_path / "photos", "test"), image_size=32
+    )
+    assert whole == pytest.approx(
+        run.metrics
+    )  # through the backbone or from the features: the same
 
 
-CUB50 = (data_root() / "CUB_200_2011" / "images.txt").exists() and (data_root() / "squeezenet1_0.safetensors").exists()
+CUB50 = (data_root() / "CUB_200_2011" / "images.txt").exists() and (
+    data_root() / "squeezenet1_0.safetensors"
+).exists()
 
 
-@pytest.mark.skipif(not CUB50, reason="CUB_200_2011 and squeezenet1_0.safetensors are not in the data root (set SEE_NB_DATA)")
+@pytest.mark.skipif(
+    not CUB50,
+    reason="CUB_200_2011 and squeezenet1_0.safetensors are not in the data root (set SEE_NB_DATA)",
+)
 def test_real_photos_and_a_real_backbone():
     recipe = Recipe(dataset="cub50", backbone="squeezenet1_0", weights="squeezenet1_0.safetensors", frozen=True, crops=1, image_size=96,
                     epochs=8, batch_size=50, validation=0.0, learning_rate=3e-3)  # fmt: skip
@@ -513,13 +707,18 @@ def test_real_photos_and_a_real_backbone():
     assert run.row["n_train_classes"] == run.row["n_test_classes"] == 25
     assert run.metrics["recall_at_1"] > 0.4  # chance is 4 %
     dataset = load_dataset("cub50")
-    colourless = [i for i, f in enumerate(dataset.images.files) if (p := dataset.images[i])[0].equal(p[1]) and p[1].equal(p[2])]
+    colourless = [
+        i
+        for i, f in enumerate(dataset.images.files)
+        if (p := dataset.images[i])[0].equal(p[1]) and p[1].equal(p[2])
+    ]
     assert all(dataset.images[i].shape[0] == 3 for i in colourless)
     assert Crops(dataset, None).transform is None
 
 
 OMNIGLOT = pytest.mark.skipif(
-    dataset_states()["omniglot"]["state"] != "there and complete", reason="omniglot is not in the data root (set SEE_NB_DATA)"
+    dataset_states()["omniglot"]["state"] != "there and complete",
+    reason="omniglot is not in the data root (set SEE_NB_DATA)",
 )
 
 
