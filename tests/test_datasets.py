@@ -20,7 +20,8 @@ from PIL import Image
 from scipy.io import savemat
 from torchvision.datasets.utils import calculate_md5
 
-from see_nb import benchmarks, listings
+from see_nb.data import benchmarks
+from see_nb.data import lists as listings
 from see_nb.data.benchmarks import BENCHMARKS, read_cub
 from see_nb.data.datasets import check_dataset, data_root, dataset_states, load_dataset
 from see_nb.data.lists import extract, fetch, read_folder
@@ -593,7 +594,7 @@ def test_a_download_that_fails_half_way_is_no_archive(tmp_path, mini, monkeypatc
 FETCH = """
 import sys, time
 from pathlib import Path
-from see_nb import listings
+from see_nb.data import lists as listings
 root, md5, seconds = Path(sys.argv[1]), sys.argv[2], float(sys.argv[3])
 extract = listings.extract
 def slow(archive, folder):

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from see_nb import images
+from see_nb.data import photos as images
 from see_nb.data.photos import Photos, cache_photos
 
 N = 30

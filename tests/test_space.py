@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from see_nb import training
+from see_nb.training import training
 from see_nb.retrieval.embedding import embed
 from see_nb.data.photos import RetrievalDataset
 from see_nb.method.see_loss import class_proxies, proxy_anchor

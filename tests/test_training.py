@@ -11,7 +11,7 @@ from unittest.mock import patch
 import pytest
 import torch
 
-from see_nb import steps, training
+from see_nb.training import steps, training
 from see_nb.method.augmentations import EXPANSIONS
 from see_nb.method.baselines import LOSSES
 from see_nb.training.checkpoints import read_checkpoint
@@ -483,7 +483,7 @@ PROCESSES = """
 import sys
 from unittest.mock import patch
 import torch
-from see_nb import steps, training
+from see_nb.training import steps, training
 from see_nb.method.augmentations import EXPANSIONS
 from see_nb.data.datasets import load_dataset
 from see_nb.retrieval.embedding import embed, evaluate
