@@ -17,7 +17,7 @@ from scipy.io import loadmat
 from torchvision.datasets.utils import calculate_md5
 
 from ..errors import SeeError
-from .lists import Listing, fetch, read_list, refuse_rows
+from .lists import Listing, fetch, read_folder, read_list, refuse_rows
 
 # %% ../../nbs/data/04_benchmarks.ipynb #c05
 def _by_class_number(
@@ -251,6 +251,26 @@ BENCHMARKS = {
         ks=(1, 10, 20, 30),
         get="It needs an agreement: see the In-shop Clothes Retrieval Benchmark on the pages of DeepFashion. Put its "
         "Eval/list_eval_partition.txt and Img/img.zip into ROOT/inshop. No checksum of img.zip is published.",
+    ),
+    "birds100": Benchmark(
+        "birds, cut out",
+        read_folder,
+        {"train": (58, 3_428), "test": (42, 2_474)},
+        folders=("birds100",),
+        lists=("labels.csv",),
+        photos=("",),
+        archive="birds100.tar",
+        get="A cut of CUB-200-2011: put its class folders and its labels.csv into ROOT/birds100.",
+    ),
+    "cars196_train": Benchmark(
+        "cars, cut out",
+        read_folder,
+        {"train": (98, 4_052), "test": (98, 4_092)},
+        folders=("cars196_train",),
+        lists=("labels.csv",),
+        photos=("images",),
+        archive="cars196_train.tar",
+        get="A cut of the training photos of Cars-196: put its folder images and its labels.csv into ROOT/cars196_train.",
     ),
 }
 
