@@ -18,7 +18,8 @@ from accelerate import PartialState
 from .experiments.book import reproduce
 from .data.datasets import check_dataset, dataset_states
 from .retrieval.embedding import evaluate
-from .training.recipes import Recipe, describe, preset
+from .training.presets import preset
+from .training.recipes import Recipe, describe
 from .training.training import load_model, load_split, train
 
 # %% ../nbs/cli.ipynb #c04

@@ -22,7 +22,7 @@ from PIL import Image
 from see_nb import cli
 from see_nb.experiments.book import run_notebook
 from see_nb.experiments.paper_table import CELL, beside, read_paper
-from see_nb.training.recipes import preset
+from see_nb.training.presets import preset
 
 KEY = [*CELL, "metric"]
 NAMES = {  # of the runs below, in the paper's words

@@ -12,7 +12,8 @@ from see_nb.training import training
 from see_nb.retrieval.embedding import embed
 from see_nb.data.photos import RetrievalDataset
 from see_nb.method.see_loss import class_proxies, proxy_anchor
-from see_nb.training.recipes import METHODS, Recipe
+from see_nb.experiments.plans import METHODS
+from see_nb.training.recipes import Recipe
 from see_nb.training.results import read_rows
 from see_nb.retrieval.space import pull_cosines, pulls_on_proxy, space_measures
 from see_nb.training.steps import ClassBatches

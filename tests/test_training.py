@@ -18,8 +18,10 @@ from see_nb.training.checkpoints import read_checkpoint
 from see_nb.data.datasets import data_root, dataset_states, load_dataset
 from see_nb.data.photos import Crops, RetrievalDataset
 from see_nb.method.see_loss import SEELoss
-from see_nb.training.recipes import PRESETS, Recipe
-from see_nb.training.results import comparison_table, read_rows, small_experiments
+from see_nb.training.presets import PRESETS
+from see_nb.training.recipes import Recipe
+from see_nb.experiments.statistics import comparison_table, small_experiments
+from see_nb.training.results import read_rows
 from see_nb.training.training import load_model, load_split, train
 
 SMALL = Recipe(embedding_size=12, epochs=1, width=4, batch_size=24, validation=0.0)

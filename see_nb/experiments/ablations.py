@@ -14,7 +14,7 @@ import pandas as pd
 from matplotlib.colors import TwoSlopeNorm
 from scipy import stats
 
-from ..training.results import holm, paired_difference
+from .statistics import holm, paired_difference
 
 # %% ../../nbs/experiments/03_ablations.ipynb #c05
 SIZE = 64  # of the embedding, where it is not what is changed

@@ -13,8 +13,9 @@ from pathlib import Path
 import pandas as pd
 
 from ..errors import SeeError
-from ..training.recipes import PRESETS, Recipe
-from ..training.results import summarise
+from ..training.presets import PRESETS
+from ..training.recipes import Recipe
+from .statistics import summarise
 
 # %% ../../nbs/experiments/02_paper_table.ipynb #c05
 CELL = ["method", "backbone", "embedding_size", "dataset"]
