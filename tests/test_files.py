@@ -1,0 +1,140 @@
+"Places that cannot be used, locks between processes, and files that are whole or not there."
+
+import errno
+import os
+import signal
+import time
+
+import pytest
+
+from see_nb.errors import SeeError
+from see_nb.files import cannot_write, claimed, expanded, locked, make_folder, replacing
+
+
+def forked(work) -> int:
+    "Run `work` in a forked process: its exit code is 1 if it raises."
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            work()
+            code = 0
+        finally:
+            os._exit(code)
+    return pid
+
+
+def wait_for(path, seconds=20):
+    end = time.time() + seconds
+    while not path.exists():
+        assert time.time() < end, f"{path} did not come"
+        time.sleep(0.01)
+
+
+def test_a_reader_never_sees_half_a_file_under_three_writers(tmp_path):
+    path, size = tmp_path / "weights", 200_000
+
+    def write(letter):
+        for _ in range(40):
+            with replacing(path) as part:
+                part.write_bytes(letter * size)
+
+    with replacing(path) as part:
+        part.write_bytes(b"0" * size)
+    pids = [forked(lambda letter=letter: write(letter)) for letter in (b"a", b"b", b"c")]
+    reads, running = 0, set(pids)
+    while running:
+        content = path.read_bytes()
+        assert len(content) == size and len(set(content)) == 1
+        reads += 1
+        for pid in list(running):
+            done, status = os.waitpid(pid, os.WNOHANG)
+            if done:
+                assert status == 0
+                running.remove(pid)
+    assert reads > 10 and [p.name for p in tmp_path.iterdir()] == ["weights"]
+
+
+def test_a_killed_writer_leaves_the_old_file(tmp_path):
+    path = tmp_path / "weights"
+    path.write_text("old")
+
+    def write():
+        with replacing(path) as part:
+            part.write_text("new, hal")
+            (tmp_path / "begun").touch()
+            time.sleep(60)
+
+    pid = forked(write)
+    wait_for(tmp_path / "begun")
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    assert path.read_text() == "old"
+
+
+def test_a_claim_names_its_holder_and_ends_with_its_process(tmp_path):
+    lock = tmp_path / "run" / ".lock"
+
+    def hold():
+        with claimed(lock, "a training of birds"):
+            (tmp_path / "begun").touch()
+            time.sleep(60)
+
+    pid = forked(hold)
+    wait_for(tmp_path / "begun")
+    with pytest.raises(SeeError, match="run: in use by a training of birds. Wait for it to end"):
+        with claimed(lock, "another"):
+            pass
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    with claimed(lock, "another"):
+        pass
+
+
+def test_a_lock_lets_one_process_work_at_a_time(tmp_path):
+    counter = tmp_path / "counter"
+    counter.write_text("0")
+
+    def count():
+        for _ in range(20):
+            with locked(tmp_path / "lock"):
+                value = int(counter.read_text())
+                time.sleep(0.001)
+                counter.write_text(str(value + 1))
+
+    pids = [forked(count) for _ in range(3)]
+    assert [os.waitpid(pid, 0)[1] for pid in pids] == [0, 0, 0]
+    assert counter.read_text() == "60"
+
+
+PLACES = {
+    "file": "a file of that name is in the way",
+    "file/below": "a part of that path is a file, not a folder",
+    "loop": "a file of that name is in the way|leads back to itself",
+    "x" * 300: "the name is too long",
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_place_that_cannot_be_a_folder_is_named_with_its_cause(tmp_path, place):
+    (tmp_path / "file").touch()
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    with pytest.raises(SeeError, match=PLACES[place]) as error:
+        make_folder(tmp_path / place)
+    assert "\n" not in str(error.value)
+    with pytest.raises(SeeError, match="cannot be written"):
+        with replacing(tmp_path / place / "row.jsonl") as part:
+            part.touch()
+
+
+def test_a_full_disk_is_no_missing_permission(tmp_path):
+    with pytest.raises(SeeError, match="the disk is full. Free some space"):
+        with replacing(tmp_path / "row"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+    assert "permission" in str(cannot_write("row", PermissionError(errno.EACCES, "denied")))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_home_that_is_not_there_is_told():
+    with pytest.raises(SeeError, match="no such home"):
+        expanded("~nobody_of_this_name/data")
