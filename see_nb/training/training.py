@@ -35,7 +35,6 @@ from see_nb.retrieval.embedding import (
     evaluate,
     image_loader,
     neighbours,
-    proxy_similarity,
     retrieval_metrics,
 )
 from see_nb.data.photos import (
@@ -49,6 +48,7 @@ from see_nb.data.photos import (
 )
 from ..method.see_loss import SEELoss
 from .models import create_model
+from .proxies import proxy_similarity
 from .recipes import Recipe
 from .results import append_row, machine, read_rows
 from see_nb.training.steps import (
