@@ -22,7 +22,8 @@ from see_nb.method.adapters import (
     second_term,
     second_term_kind,
 )
-from see_nb.method.augmentations import EXPANSIONS, Batch, make_synthetics
+from see_nb.method.augmentations import Batch, make_synthetics
+from see_nb.method.registry import EXPANSIONS, build_expansion
 from see_nb.method.see_loss import SEELoss, class_proxies
 
 C, D = 6, 12
@@ -169,7 +170,7 @@ def test_the_second_term_reaches_the_encoder_through_the_synthetics(name):
     loss, x, labels = toy(name)
     kind, z = second_term_kind(loss), F.normalize(x.detach(), dim=-1)
     synthetics = (
-        EXPANSIONS["see"](z, batch_means(z, labels), 4, generator=seeded())
+        build_expansion("see")(z, batch_means(z, labels), 4, generator=seeded())
         .flatten(0, 1)
         .requires_grad_()
     )
@@ -229,7 +230,7 @@ def test_references_and_pairs_are_the_same_second_term(name):
     loss, x, labels = toy(name)
     z = F.normalize(x.detach(), dim=-1)
     synthetics, targets = (
-        EXPANSIONS["see"](z, batch_means(z, labels), 4, generator=seeded()).flatten(0, 1),
+        build_expansion("see")(z, batch_means(z, labels), 4, generator=seeded()).flatten(0, 1),
         labels.repeat_interleave(4),
     )
     one, other = (
@@ -510,8 +511,10 @@ def test_double_precision_stays(name):
 def test_augmentations_give_unit_rows_labels_and_gradients(problem, name, seed):
     batch, k = problem
     centers = F.normalize(torch.randn_like(batch.embeddings), dim=-1)[batch.chosen]
-    rows, targets = make_synthetics(EXPANSIONS[name], batch, centers, k, generator=seeded(seed))
-    again, _ = make_synthetics(EXPANSIONS[name], batch, centers, k, generator=seeded(seed))
+    rows, targets = make_synthetics(
+        build_expansion(name), batch, centers, k, generator=seeded(seed)
+    )
+    again, _ = make_synthetics(build_expansion(name), batch, centers, k, generator=seeded(seed))
     own = batch.labels[batch.chosen].repeat_interleave(k)
     assert rows.shape == (len(own), batch.embeddings.shape[1]) and torch.equal(rows, again)
     if name == "mixup":

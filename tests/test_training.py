@@ -12,8 +12,7 @@ import pytest
 import torch
 
 from see_nb.training import steps, training
-from see_nb.method.augmentations import EXPANSIONS
-from see_nb.method.baselines import LOSSES
+from see_nb.method.registry import EXPANSIONS, LOSSES, build_loss
 from see_nb.training.checkpoints import read_checkpoint
 from see_nb.data.datasets import data_root, dataset_states, load_dataset
 from see_nb.data.photos import Crops, RetrievalDataset
@@ -367,7 +366,7 @@ def test_a_broken_step_is_told_and_no_checkpoint_is_overwritten(tiny, tmp_path, 
 
 
 def test_wrong_labels_and_proxies_are_told_with_what_to_do(tiny):
-    model, proxies = torch.randn(6, 12), LOSSES["proxy_anchor"].make(20, 12)
+    model, proxies = torch.randn(6, 12), build_loss("proxy_anchor", 20, 12)
     with pytest.raises(
         ValueError,
         match=r"labels: expected classes 0 to 19 \(the loss has 20 proxies\), got 0 to 20",
@@ -486,7 +485,7 @@ import sys
 from unittest.mock import patch
 import torch
 from see_nb.training import steps, training
-from see_nb.method.augmentations import EXPANSIONS
+from see_nb.method.registry import EXPANSIONS
 from see_nb.data.datasets import load_dataset
 from see_nb.retrieval.embedding import embed, evaluate
 from see_nb.training.recipes import Recipe

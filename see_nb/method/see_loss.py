@@ -24,7 +24,7 @@ from see_nb.method.adapters import (
     unwrapped,
 )
 from .adapters import own_miner, rows_of_all, shared_processes
-from .augmentations import EXPANSIONS, Batch, make_synthetics
+from .augmentations import Batch, make_synthetics
 from see_nb.method.curriculum import (
     ExpansionSchedule,
     ThresholdSchedule,
@@ -32,6 +32,7 @@ from see_nb.method.curriculum import (
     select_closest,
 )
 from .expansion import check_n_expansion, full_precision
+from .registry import build_expansion
 
 # %% ../../nbs/method/04_see_loss.ipynb #c13
 class _NegativeTerm(torch.autograd.Function):
@@ -124,7 +125,7 @@ class SEELoss(nn.Module):
         fraction: float = 0.4,  # share of the batch to expand when there is no schedule, in [0, 1]
         encoder_grad: bool = True,  # False: only the proxies learn from the second term (the authors' setting)
         generator: torch.Generator | None = None,  # of the random frames
-        expansion: str | Callable = "see",  # one of EXPANSIONS, or a function like those
+        expansion: str | Callable = "see",  # a name of the registry, or a function like those
         centers: Tensor
         | Callable[[Tensor], Tensor]
         | None = None,  # (C, D), or labels -> (B, D); None: proxies, or batch means
@@ -141,10 +142,6 @@ class SEELoss(nn.Module):
             raise SeeError(
                 "encoder_grad and proxy_grad: with both False nobody learns from the synthetics. Leave at least one True."
             )
-        if not callable(expansion) and expansion not in EXPANSIONS:
-            raise SeeError(
-                f"expansion: expected one of {sorted(EXPANSIONS)} or a function, got {expansion!r}."
-            )
         self.loss, self.n_expansion, self.weight = loss, n_expansion, weight
         self.schedule, self.fraction, self.encoder_grad, self.proxy_grad = (
             schedule,
@@ -154,7 +151,7 @@ class SEELoss(nn.Module):
         )
         self.generator, self.expansion, self.epoch = (
             generator,
-            EXPANSIONS.get(expansion, expansion),
+            expansion if callable(expansion) else build_expansion(expansion),
             None,
         )
         if isinstance(centers, Tensor) and not isinstance(centers, nn.Parameter):

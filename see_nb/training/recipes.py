@@ -11,8 +11,7 @@ import json
 from dataclasses import asdict, dataclass, fields, replace
 
 from ..errors import SeeError
-from ..method.baselines import LOSSES
-from ..method.see_loss import EXPANSIONS
+from ..method.registry import EXPANSIONS, LOSSES
 
 # %% ../../nbs/training/02_recipes.ipynb #c05
 SCHEDULES = ("one_cycle", "constant", "step", "cosine")
@@ -61,7 +60,7 @@ class Recipe:
     proxy_grad: bool = (
         True  # let the proxies learn from the synthetics, too; False: the encoder only
     )
-    expansion: str = "see"  # or another of notebook 08a: repeat, random, embedding_expansion, symmetrical, mixup, own_frames, moving_frame, none
+    expansion: str = "see"  # or another of notebook 08a: repeat, random, embedding_expansion, symmetrical, mixup, none
     epochs: int = 15  # passes over the training images
     batch_size: int = 64  # images a step, over all processes
     samples_per_class: int = 2  # images of each class in a batch
@@ -91,11 +90,7 @@ class Recipe:
         )
         if not self.see:
             return base
-        extra = {
-            "see": "SEE", "repeat": "repeats", "random": "random directions", "none": "nothing", "mixup": "mixup",
-            "embedding_expansion": "Embedding Expansion", "symmetrical": "Symmetrical Synthesis",
-            "own_frames": "SEE, own frames", "moving_frame": "SEE, moving frame",
-        }[self.expansion]  # fmt: skip
+        extra = EXPANSIONS[self.expansion].label
         return f"{base} + {extra}{'' if self.encoder_grad else ', proxies only'}{'' if self.proxy_grad else ', encoder only'}"
 
     @property

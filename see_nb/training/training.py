@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..errors import SeeError
-from ..method.baselines import LOSSES, Mined
+from ..method.baselines import Mined
 from .checkpoints import read_checkpoint, save_checkpoint
 from ..method.curriculum import ExpansionSchedule, ThresholdSchedule
 from ..data.datasets import data_root, load_dataset
@@ -46,6 +46,7 @@ from see_nb.data.photos import (
     split_classes,
     train_transform,
 )
+from ..method.registry import build_expansion, build_loss, build_miner
 from ..method.see_loss import SEELoss
 from .models import create_model
 from .proxies import proxy_similarity
@@ -105,11 +106,8 @@ def make_objective(
     n_classes: int,  # of the training images
 ) -> nn.Module:  # the loss, inside SEE or not
     "The loss of a recipe."
-    baseline = LOSSES[recipe.loss]
-    loss, miner = (
-        baseline.make(n_classes, recipe.embedding_size),
-        baseline.miner() if baseline.miner else None,
-    )
+    sizes = n_classes, recipe.embedding_size
+    loss, miner = build_loss(recipe.loss, *sizes), build_miner(recipe.loss)
     if not recipe.see:
         return Mined(loss, miner) if miner else loss
     if recipe.curriculum == "threshold":
@@ -123,7 +121,7 @@ def make_objective(
     options = {
         "encoder_grad": recipe.encoder_grad,
         "proxy_grad": recipe.proxy_grad,
-        "expansion": recipe.expansion,
+        "expansion": build_expansion(recipe.expansion, *sizes),
         "miner": miner,
     }
     return SEELoss(loss, recipe.n_expansion, recipe.weight, curriculum, **options)
