@@ -14,7 +14,7 @@ import pandas as pd
 
 from ..data.datasets import data_root, load_dataset
 from ..errors import SeeError
-from ..method.baselines import LOSSES
+from ..method.registry import LOSSES
 from ..training.recipes import Recipe
 
 # %% ../../nbs/experiments/00_plans.ipynb #c05
