@@ -191,7 +191,7 @@ def weights_digest(
     *others,  # plain values that count as well
 ) -> str:  # 64 hexadecimal characters
     "A hash of all weights and buffers of a module: equal hashes, equal outputs."
-    digest = hashlib.sha256(repr((type(module).__name__, *others)).encode())
+    digest = hashlib.sha256(repr(others).encode())
     for name, tensor in module.state_dict().items():
         digest.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
@@ -240,7 +240,8 @@ def crop_features(
     work = (model, dataset, cut, max(n_crops, 1), batch_size)
     if cache is None:
         return dataset.with_images(_make_features(*work))
-    content = (_images_digest(dataset.images), image_size, n_crops, smallest, how)
+    kind = type(model.backbone).__name__
+    content = (kind, _images_digest(dataset.images), image_size, n_crops, smallest, how)
     name = f"features-{weights_digest(model.backbone, *content)[:16]}.safetensors"
     path = Path(cache) / name
     with locked(path.with_suffix(".lock")):
