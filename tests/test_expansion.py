@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pytorch_metric_learning import losses
 
+from see_nb.errors import SeeError
 from see_nb.method.centers import mmd_centers
 from see_nb.method.expansion import (
     expand,
@@ -44,14 +45,81 @@ def test_invariants_hold_in_single_precision(problem):
     assert max(expansion_errors(z, w, expand(z, w, k)).values()) < 2e-5
 
 
-@settings(max_examples=60, deadline=None)
-@given(problems(), st.integers(0, 1000))
-def test_a_permuted_batch_gives_the_permuted_result(problem, seed):
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def unit(*shape, dtype=torch.float64, seed=0):
+    return F.normalize(torch.randn(*shape, dtype=dtype, generator=seeded(seed)), dim=-1)
+
+
+@pytest.mark.parametrize("k", [1, 2, 8, 16])
+def test_single_precision_holds_at_the_smallest_embedding_size(k):
+    "In D = K + 1 the last direction has hardly any room; Gram-Schmidt in float32 loses it."
+    z, w = (unit(20_000 // k, k + 1, dtype=torch.float32, seed=seed) for seed in (k, k + 100))
+    assert max(expansion_errors(z, w, expand(z, w, k, generator=seeded())).values()) < 2e-5
+
+
+def test_the_frames_of_two_sources_are_independent():
+    "Two equal sources: their synthetics differ, and are correlated no more than by chance."
+    z, w = (unit(1, 6, seed=seed).expand(20_000, 6) for seed in (0, 1))
+    first = expand(z, w, 3, generator=seeded()) - (expand(z, w, 3).mean((0, 1)))
+    pairs = first[::2].flatten(1), first[1::2].flatten(1)
+    correlation = torch.corrcoef(torch.cat(pairs, 1).T)[:18, 18:]
+    assert correlation.abs().max() < 4.5 / 10_000**0.5, correlation.abs().max()
+
+
+@settings(max_examples=40, deadline=None)
+@given(problems())
+def test_reverse_forward_and_second_derivatives_agree(problem):
     z, w, k = problem
-    order = torch.randperm(len(z))
-    straight = expand(z, w, k, generator=torch.Generator().manual_seed(seed))
-    permuted = expand(z[order], w[order], k, generator=torch.Generator().manual_seed(seed))
-    torch.testing.assert_close(permuted, straight[order], rtol=0, atol=1e-12)
+    rows = torch.randn_like(z)
+
+    def value(z):
+        torch.manual_seed(0)
+        return expand(z, w, k).sin().sum()
+
+    gradient = torch.func.grad(value)(z)
+    scale = gradient.abs().max().clamp_min(1)
+    _, along = torch.func.jvp(value, (z,), (rows,))
+    assert (along - (gradient * rows).sum()).abs() < 1e-9 * scale * len(z)
+    _, second = torch.func.jvp(torch.func.grad(value), (z,), (rows,))
+    z = z.detach().requires_grad_()
+    (first,) = torch.autograd.grad(value(z), z, create_graph=True)
+    (twice,) = torch.autograd.grad((first * rows).sum(), z)
+    assert torch.equal(first, gradient)
+    assert (second - twice).abs().max() < 1e-9 * second.abs().max().clamp_min(1)
+
+
+def test_expand_compiles_to_one_graph():
+    z, w = unit(5, 9).requires_grad_(), unit(5, 9, seed=1)
+    compiled = torch.compile(lambda z: expand(z, w, 4), fullgraph=True, backend="aot_eager")
+    x = compiled(z)
+    x.sin().sum().backward()
+    assert max(expansion_errors(z, w, x).values()) < 1e-13 and z.grad.isfinite().all()
+
+
+def test_no_tensor_of_another_mode_is_kept():
+    "After calls without storage or without autograd, the next call is an ordinary one."
+    z, w = unit(5, 9).requires_grad_(), unit(5, 9, seed=1)
+    with torch._subclasses.FakeTensorMode():
+        assert expand(torch.zeros(5, 9), torch.zeros(5, 9), 4).shape == (5, 4, 9)
+    with torch.inference_mode():
+        expand(z, w, 4)
+    expand(z, w, 4).sin().sum().backward()
+    assert z.grad.isfinite().all()
+
+
+def test_wrong_input_is_named():
+    z, w = unit(4, 8), unit(4, 8)
+    for call, words in (
+        (lambda: expand(z, w.float(), 4), "one precision, got float64 and float32"),
+        (lambda: expand(z.half(), w, 4), "one precision, got float16 and float64"),
+        (lambda: expand(z, w.to("meta"), 4), "one device, got cpu and meta"),
+        (lambda: expand(z, w, 8), "an embedding size of at least 9"),
+    ):
+        with pytest.raises(SeeError, match=words):
+            call()
 
 
 @settings(max_examples=60, deadline=None)

@@ -24,9 +24,9 @@ def mmd_centers(
             f"n_centers: expected at least 2 (one source and one synthetic), got {n_centers}. "
             "Use n_centers = n_expansion + 1."
         )
-    k = n_centers - 1
-    rest = torch.arange(k, 0, -1, dtype=torch.float64)  # K - j
+    k, dtype = n_centers - 1, dtype or torch.get_default_dtype()
+    precise = torch.promote_types(dtype, torch.float32)
+    rest = torch.arange(k, 0, -1, dtype=precise, device=device)  # K - j
     diagonal = torch.sqrt((k + 1) * rest / (k * (rest + 1)))
     below = torch.tril((-diagonal / rest).expand(n_centers, k), -1)
-    centers = below + torch.eye(n_centers, k, dtype=torch.float64) * diagonal
-    return centers.to(device=device, dtype=dtype or torch.get_default_dtype())
+    return (below + torch.eye(n_centers, k, dtype=precise, device=device) * diagonal).to(dtype)

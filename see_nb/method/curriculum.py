@@ -14,15 +14,14 @@ from torch import Tensor
 from ..errors import SeeError
 
 # %% ../../nbs/method/03_curriculum.ipynb #c05
-def _cosine_progress(epoch: int, epochs: int, period: int) -> float:
-    "0 at the first epoch, 1 from epoch min(epochs, period) on, half a cosine between."
-    last = min(epochs, period)
+def _cosine_progress(epoch: int, last: int) -> float:
+    "0 at the first epoch, 1 from the last on, half a cosine between."
     return (1 - math.cos(math.pi * min(epoch, last) / last)) / 2
 
 
-def _check_schedule(epochs: int, low: float, high: float, period: int, least: float) -> None:
-    if epochs < 1 or period < 1:
-        raise SeeError(f"epochs and period: expected at least 1, got {epochs} and {period}.")
+def _check_schedule(name: str, last: int, low: float, high: float, least: float) -> None:
+    if last < 1:
+        raise SeeError(f"{name}: expected at least 1, got {last}.")
     if not least <= low <= high <= 1:
         raise SeeError(
             f"low and high: expected {least:g} <= low <= high <= 1, got low={low} and high={high}."
@@ -39,11 +38,14 @@ class ExpansionSchedule:
     period: int = 200  # T, the rise takes min(epochs, period) epochs
 
     def __post_init__(self):
-        _check_schedule(self.epochs, self.low, self.high, self.period, least=0)
+        _check_schedule(
+            "epochs and period", min(self.epochs, self.period), self.low, self.high, least=0
+        )
 
     def __call__(self, epoch: int) -> float:
         "Fraction at this epoch, counted from 0; constant after the rise."
-        return self.low + (self.high - self.low) * _cosine_progress(epoch, self.epochs, self.period)
+        rise = _cosine_progress(epoch, min(self.epochs, self.period))
+        return self.low + (self.high - self.low) * rise
 
 # %% ../../nbs/method/03_curriculum.ipynb #c11
 @dataclass(frozen=True)
@@ -51,18 +53,17 @@ class ThresholdSchedule:
     "The least cosine to the own centre that is expanded at each epoch, falling from high to low on half a cosine."
 
     epochs: int  # E, epochs of the whole training, >= 1
-    low: float  # threshold from epoch min(epochs, period) on, in [-1, high]
+    low: float  # threshold at the last epoch, in [-1, high]
     high: float  # threshold at epoch 0, in [low, 1]
-    period: int = 200  # T, the fall takes min(epochs, period) epochs
+    floor: float = 0.0  # the threshold never falls below it; the authors' `lower_bound`
 
     def __post_init__(self):
-        _check_schedule(self.epochs, self.low, self.high, self.period, least=-1)
+        _check_schedule("epochs", self.epochs, self.low, self.high, least=-1)
 
     def __call__(self, epoch: int) -> float:
         "Threshold at this epoch, counted from 0; constant after the fall."
-        return self.high - (self.high - self.low) * _cosine_progress(
-            epoch, self.epochs, self.period
-        )
+        fall = _cosine_progress(epoch, self.epochs)
+        return max(self.floor, self.high - (self.high - self.low) * fall)
 
 # %% ../../nbs/method/03_curriculum.ipynb #c15
 def select_closest(

@@ -159,7 +159,19 @@ class SEELoss(nn.Module):
         else:
             self.centers = centers
         self.miner = miner
+        self.n_expanded = 0  # sources expanded so far
         self.kind = self._check_loss()
+
+    @classmethod
+    def as_published(
+        cls,
+        loss: nn.Module,  # with proxies
+        epochs: int,  # of the whole training; the share rises with them
+        generator: torch.Generator | None = None,  # of the random frames
+    ) -> "SEELoss":
+        "The authors' setting: only the proxies learn, a share rising from 0 to 0.4, K 8, lambda 0.2."
+        schedule = ExpansionSchedule(epochs)
+        return cls(loss, 8, 0.2, schedule, encoder_grad=False, generator=generator)
 
     def _check_loss(self) -> str:
         "How synthetics get into the loss, or a ValueError."
@@ -285,6 +297,7 @@ class SEELoss(nn.Module):
             )
         if not own:
             chosen = chosen[similarity[chosen].isfinite()]
+        self.n_expanded += len(chosen)
         batch = Batch(sources, labels, chosen)
         return make_synthetics(
             self.expansion, batch, centers[chosen], self.n_expansion, generator=self.generator
