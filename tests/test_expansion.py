@@ -60,6 +60,13 @@ def test_single_precision_holds_at_the_smallest_embedding_size(k):
     assert max(expansion_errors(z, w, expand(z, w, k, generator=seeded())).values()) < 2e-5
 
 
+def test_noise_without_a_new_direction_still_gives_a_frame():
+    "The source as its own noise: nothing is left after Gram-Schmidt, but QR has a direction."
+    w = unit(5, 3, seed=1)
+    z = unit(5, 3)  # the numbers that the same seed gives to the frame
+    assert max(expansion_errors(z, w, expand(z, w, 2, generator=seeded())).values()) < 1e-13
+
+
 def test_the_frames_of_two_sources_are_independent():
     "Two equal sources: their synthetics differ, and are correlated no more than by chance."
     z, w = (unit(1, 6, seed=seed).expand(20_000, 6) for seed in (0, 1))

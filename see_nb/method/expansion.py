@@ -126,7 +126,7 @@ def _lateral_simplex(
     noise = _gaussian((len(centers), n_expansion - 1, centers.shape[1]), centers, generator)
     vectors = torch.cat([centers[:, None], directions[:, None], noise], 1)
     frames, triangles = torch.linalg.qr(vectors.mT)  # Gram-Schmidt, in this order
-    signs = triangles.diagonal(dim1=1, dim2=2)[:, None, 2:].sign()
+    signs = 1 - 2 * (triangles.diagonal(dim1=1, dim2=2)[:, None, 2:] < 0)
     mu = mmd_centers(n_expansion + 1, dtype=centers.dtype, device=centers.device)
     return (mu[1:, 1:] * signs) @ frames[:, :, 2:].mT
 
