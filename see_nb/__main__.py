@@ -13,5 +13,5 @@ try:
 except KeyboardInterrupt:
     sys.exit(130)
 
-if __name__ == "__main__":
+if __name__ == "__main__" and "__file__" in globals():  # a program, not a notebook
     sys.exit(main())

@@ -70,7 +70,7 @@ class Reproduce(Command):
     def run(self) -> None:
         with needs("notebooks", "reproduce"):
             from see_nb.experiments.book import reproduce
-        index = reproduce(self.preset, self.output, self.notebooks, self.only)
+        index = reproduce(self.preset, self.output, self.notebooks, self.only or ())
         print(f"The book is at {index}")
 
 # %% ../nbs/cli.ipynb #c08
@@ -260,10 +260,15 @@ PLAIN = {  # Python's words for a wrong number, and plain ones
 }
 
 
-def one_sentence(box: str) -> str:
-    "What the first part of a box of text says."
-    said = re.split(r"[├─]{3,}", box.split("\n", 1)[-1])[0]
-    said = re.sub(r"[│\s]+", " ", said).strip(" ╰╯")
+def one_sentence(
+    box: str,  # title, paragraphs between rulers, borders
+) -> str:
+    "What the first paragraph of a box of text says."
+    lines = [line.strip(" │╭╮╰╯") for line in box.splitlines()[1:]]
+    rulers = [i for i, line in enumerate(lines) if line and not line.strip("─-")]
+    start = rulers.pop(0) + 1 if rulers[:1] == [0] else 0
+    said = " ".join(lines[start : rulers[0] if rulers else None])
+    said = re.sub(r"\s+", " ", said).strip()
     for words, plain in PLAIN.items():
         said = said.replace(words, plain)
     return said if said.endswith(".") else said + "."
