@@ -23,7 +23,7 @@ from see_nb.experiments.statistics import comparison_table, small_experiments
 from see_nb.training.results import read_rows
 from see_nb.training.training import load_model, load_split, train
 
-SMALL = Recipe(embedding_size=12, epochs=1, width=4, batch_size=24, validation=0.0)
+SMALL = Recipe(embedding_size=12, epochs=2, width=4, batch_size=24, validation=0.0)
 
 
 @pytest.fixture
@@ -81,8 +81,9 @@ def test_two_processes_of_the_command_line_train_to_the_same_bit(see_nb_command,
     states = []
     for name in ("one", "two"):
         done = see_nb_command(
-            "train", "--embedding-size", 16, "--epochs", 1, "--output", tmp_path / name
-        )
+            "train", "--embedding-size", 16, "--epochs", 1, "--curriculum", "constant",
+            "--output", tmp_path / name
+        )  # fmt: skip
         assert done.returncode == 0, done.stderr
         states.append(read_checkpoint(tmp_path / name / "checkpoint.pt"))
     assert same_weights(*states)
@@ -496,7 +497,7 @@ class Enough(Exception):
 results, real = {}, training._Training.train_step
 for see in (False, True):
     recipe = Recipe(backbone="test_convnext", pretrained=False, image_size=32, embedding_size=12, batch_size=24, epochs=1, see=see,
-                    validation=0, learning_rate=1e-5, proxy_rate=1e3, schedule="constant")
+                    validation=0, learning_rate=1e-5, proxy_rate=1e3, schedule="constant", curriculum="constant")
     losses, last = [], []
     def step(self, images, labels):
         if self.position == 20:
@@ -554,7 +555,7 @@ from accelerate import notebook_launcher
 def work(path):
     from see_nb.training.recipes import Recipe
     from see_nb.training.training import train
-    train(Recipe(backbone="test_convnext", pretrained=False, image_size=32, embedding_size=12, batch_size=600, epochs=1, validation=0.2),
+    train(Recipe(backbone="test_convnext", pretrained=False, image_size=32, embedding_size=12, batch_size=600, epochs=1, validation=0.2, curriculum="constant"),
           progress=False, results=path, checkpoint=path + ".pt")
 
 notebook_launcher(work, (sys.argv[1],), num_processes=2)
@@ -584,7 +585,7 @@ def test_photos_are_checked_before_training_starts(tmp_path):
     recipe = Recipe(
         dataset="folder",
         image_size=32,
-        epochs=1,
+        epochs=2,
         batch_size=4,
         validation=0.0,
         embedding_size=12,

@@ -58,7 +58,7 @@ from see_nb.training.steps import (
     NETWORK,
     ClassBatches,
     Step,
-    chances,
+    seeds_at,
     check_finite,
     make_optimizer,
     mix_images,
@@ -133,6 +133,7 @@ def _empty_model(recipe: Recipe, channels: int, **options) -> nn.Module:
     model = create_model(
         recipe.backbone,
         recipe.embedding_size,
+        batch_norms=recipe.batch_norms,
         width=recipe.width,
         channels=channels,
         **size,
@@ -254,16 +255,16 @@ class _Training:
             labels.to(device, non_blocking=True),
             None,
         )
-        if self.recipe.image_mix:
-            torch.manual_seed(
-                chances(self.recipe.seed, MIXING, *where)[0]
-            )  # the same share in every process
-            images, labels, *mixed = mix_images(images, labels, self.recipe.image_mix)
+        if self.recipe.image_mix:  # the same share in every process
+            seed, draw = seeds_at(self.recipe.seed, MIXING, *where, n=2)
+            if draw < self.recipe.mix_probability * 2**63:
+                torch.manual_seed(seed)
+                images, labels, *mixed = mix_images(images, labels, self.recipe.image_mix)
         torch.manual_seed(
-            chances(self.recipe.seed, NETWORK, *where, self.accelerator.process_index)[0]
+            seeds_at(self.recipe.seed, NETWORK, *where, self.accelerator.process_index)[0]
         )
         if self.recipe.see:
-            self.objective.generator.manual_seed(chances(self.recipe.seed, FRAMES, *where)[0])
+            self.objective.generator.manual_seed(seeds_at(self.recipe.seed, FRAMES, *where)[0])
         value, broken = self.step(images, labels, mixed)
         self.first_broken = torch.where(
             broken & (self.first_broken < 0), self.steps_done, self.first_broken
@@ -274,7 +275,9 @@ class _Training:
             check_finite(self.first_broken, len(self.batches))
         self.optimizer.zero_grad()
         self.accelerator.backward(value)
-        self.accelerator.clip_grad_value_(self.model.parameters(), self.recipe.clip)
+        if self.recipe.clip:
+            learning = (*self.model.parameters(), *self.objective.parameters())
+            self.accelerator.clip_grad_value_(learning, self.recipe.clip)
         self.optimizer.step()
         self.schedule.step()
         self.total += value.detach()
