@@ -1,5 +1,6 @@
 "Everything comes from settings.ini, so that nbdev and pip read the same values."
 
+import re
 from configparser import ConfigParser
 from pathlib import Path
 
@@ -10,21 +11,42 @@ config = ConfigParser(delimiters=["="])
 config.read(here / "settings.ini", encoding="utf-8")
 settings = config["DEFAULT"]
 
+EXTRAS = ("notebooks", "app", "export")
+extras = {name: settings[f"{name}_requirements"].split() for name in (*EXTRAS, "dev")}
+extras["dev"] += [word for name in EXTRAS for word in extras[name]]
+urls = {"Source": settings["git_url"], "Documentation": settings["doc_host"]}
+
+
+def readme_elsewhere(
+    text: str,  # README.md, whose links start at the repository
+    url: str,  # where the repository is, or nothing
+) -> str:  # text that reads well on the package index
+    "Links and pictures lead to the repository; when it has no address yet, their words stay."
+    local = r"(!?)\[([^\]]*)\]\((?!https?://|#)([^)]+)\)"
+    if not url:
+        return re.sub(local, lambda m: "" if m[1] else m[2], text)
+    kind = {"": "blob", "!": "raw"}
+    return re.sub(local, lambda m: f"{m[1]}[{m[2]}]({url}/{kind[m[1]]}/main/{m[3]})", text)
+
+
+# The mark of a typed package; nbdev exports modules only.
+(here / "see_nb" / "py.typed").touch()
 setup(
     name=settings["lib_name"],
     version=settings["version"],
     description=settings["description"],
-    long_description=(here / "README.md").read_text(encoding="utf-8"),
+    long_description=readme_elsewhere((here / "README.md").read_text("utf-8"), urls["Source"]),
     long_description_content_type="text/markdown",
     author=settings["author"],
     license="Apache-2.0",
     license_files=["LICENSE"],
     keywords=settings["keywords"],
     packages=find_packages(include=["see_nb", "see_nb.*"]),
-    include_package_data=True,
+    package_data={"see_nb": ["py.typed"]},
     python_requires=">=" + settings["min_python"],
     install_requires=settings["requirements"].split(),
-    extras_require={"dev": settings["dev_requirements"].split()},
+    extras_require=extras,
+    project_urls={name: url for name, url in urls.items() if url},
     entry_points={
         "console_scripts": settings["console_scripts"].split(),
         "nbdev": ["see_nb=see_nb._modidx:d"],
