@@ -514,6 +514,7 @@ def _make_row(
         }
         row[0] = {
             **asdict(recipe), "method": recipe.method, "fingerprint": recipe.fingerprint, "run": training.run, **seen,
+            "setting": recipe.setting, "frames": "independent", "n_expanded": getattr(training.objective, "n_expanded", 0),
             "split": "test classes, last epoch", **retrieval_metrics(queries, test, gallery), "history": training.history,
             **proxy_similarity(fitted, fit.labels, training.objective), "neighbours": neighbours(queries, gallery), **machine(),
             "processes": accelerator.num_processes, "seconds": round(training.seconds, 2),
