@@ -199,12 +199,10 @@ class Datasets(Command):
     decode: tyro.conf.FlagCreatePairsOff[bool] = True
 
     def run(self) -> int:
-        from see_nb.data.datasets import DATASETS, check_dataset, dataset_states
+        from see_nb.data.datasets import HOW_TO_GET, check_dataset, dataset_states
 
-        if self.root and not self.root.is_dir():
-            raise SeeError(f"root: there is no folder {self.root}. Give the folder of the data.")
         if self.name or self.action == "check":
-            one_of("name", self.name, DATASETS)
+            one_of("name", self.name, HOW_TO_GET)
         if self.action == "check":
             try:
                 print(check_dataset(self.name, self.root, decode=self.decode))

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from see_nb.training import training
 from see_nb.retrieval.embedding import embed
-from see_nb.data.photos import RetrievalDataset
+from see_nb.data.datasets import RetrievalDataset
 from see_nb.method.see_loss import class_proxies, proxy_anchor
 from see_nb.experiments.plans import METHODS
 from see_nb.training.recipes import Recipe

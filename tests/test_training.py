@@ -14,8 +14,8 @@ import torch
 from see_nb.training import steps, training
 from see_nb.method.registry import EXPANSIONS, LOSSES, build_loss
 from see_nb.training.checkpoints import read_checkpoint
-from see_nb.data.datasets import data_root, dataset_states, load_dataset
-from see_nb.data.photos import Crops, RetrievalDataset
+from see_nb.data.datasets import RetrievalDataset, data_root, dataset_states, load_dataset
+from see_nb.data.crops import Crops
 from see_nb.method.see_loss import SEELoss
 from see_nb.training.presets import PRESETS
 from see_nb.training.recipes import Recipe
@@ -715,7 +715,7 @@ def test_real_photos_and_a_real_backbone():
         if (p := dataset.images[i])[0].equal(p[1]) and p[1].equal(p[2])
     ]
     assert all(dataset.images[i].shape[0] == 3 for i in colourless)
-    assert Crops(dataset, None).transform is None
+    assert Crops(dataset.images, dataset.labels).transform is None
 
 
 OMNIGLOT = pytest.mark.skipif(

@@ -109,6 +109,8 @@ def write_cache(photos: Photos, made: tuple[int, str], store: Path, index: Path)
         photo = read_photo(photos.folder / photos.files[i], *made)
         return photo.permute(1, 2, 0).contiguous().numpy()
 
+    for left in store.parent.glob(f".{store.stem}.*.part*"):  # of a process that was killed
+        left.unlink(missing_ok=True)
     rows = []
     with replacing(store, durable=False) as part, open(part, "wb") as file:
         for pixels in in_threads(range(len(photos)), small, "decoding photos"):

@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from .archives import fetch
-from ..errors import SeeError
+from ..errors import SeeError, needs
 from ..files import replacing
 
 # %% ../../nbs/data/02_drawings.ipynb #c05
@@ -35,13 +35,8 @@ STIX = ["STIXGeneral", "STIXGeneralBol", "STIXGeneralItalic", "STIXGeneralBolIta
 
 def font_files() -> list[str]:
     "The faces inside matplotlib."
-    try:
+    with needs("notebooks", "glyphs, drawn with the fonts inside matplotlib"):
         import matplotlib
-    except ImportError:
-        raise SeeError(
-            "glyphs: the letters are drawn with the fonts inside matplotlib, which is not "
-            'installed. pip install "see-nb[notebooks]", or take another data set.'
-        ) from None
     folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
     return [str(folder / f"{face}.ttf") for face in DEJAVU + STIX]
 

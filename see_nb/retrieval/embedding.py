@@ -19,16 +19,11 @@ from torch.utils.data import DataLoader
 from torchvision.datasets.folder import IMG_EXTENSIONS
 from tqdm import tqdm
 
-from ..data.datasets import recall_ks
-from see_nb.data.photos import (
-    Crops,
-    Photos,
-    RetrievalDataset,
-    locked,
-    test_transform,
-    train_transform,
-)
+from ..data.crops import Crops, test_transform, train_transform
+from ..data.datasets import RetrievalDataset, recall_ks
+from ..data.photos import Photos
 from ..errors import SeeError
+from ..files import locked
 from .metrics import mean_average_precision_at_r, nearest, recall_at_k
 
 # %% ../../nbs/retrieval/02_embedding.ipynb #c05
@@ -101,7 +96,10 @@ def image_loader(
         "pin_memory": torch.cuda.is_available(),
     }
     return DataLoader(
-        Crops(dataset, transform), batch_sampler=batches, collate_fn=whole_batch, **options
+        Crops(dataset.images, dataset.labels, transform),
+        batch_sampler=batches,
+        collate_fn=whole_batch,
+        **options,
     )
 
 # %% ../../nbs/retrieval/02_embedding.ipynb #c10

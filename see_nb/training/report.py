@@ -17,7 +17,8 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from ..data.photos import Photos, RetrievalDataset
+from ..data.datasets import RetrievalDataset
+from ..data.photos import Photos
 from ..errors import SeeError
 from ..retrieval.embedding import embed
 from ..retrieval.metrics import nearest

@@ -28,7 +28,9 @@ from ..errors import SeeError
 from ..method.baselines import Mined
 from .checkpoints import read_checkpoint, save_checkpoint
 from ..method.curriculum import ExpansionSchedule, ThresholdSchedule
-from ..data.datasets import data_root, load_dataset
+from ..data.cache import cache_photos
+from ..data.crops import shorter_side, train_transform
+from ..data.datasets import RetrievalDataset, data_root, load_dataset, split_classes
 from see_nb.retrieval.embedding import (
     crop_features,
     embed,
@@ -37,15 +39,7 @@ from see_nb.retrieval.embedding import (
     neighbours,
     retrieval_metrics,
 )
-from see_nb.data.photos import (
-    Photos,
-    RetrievalDataset,
-    cache_photos,
-    check_photos,
-    resized,
-    split_classes,
-    train_transform,
-)
+from ..data.photos import Photos, check_photos
 from ..method.registry import build_expansion, build_loss, build_miner
 from ..method.see_loss import SEELoss
 from .models import create_model
@@ -368,7 +362,7 @@ def _stored(
         return dataset
     if dataset.gallery:
         dataset.gallery = _stored(dataset.gallery, recipe, interpolation, check, cache)
-    resize = resized(recipe.image_size) if recipe.resize < 0 else recipe.resize
+    resize = shorter_side(recipe.image_size) if recipe.resize < 0 else recipe.resize
     if resize:
         return dataset.with_images(cache_photos(dataset.images, resize, cache, interpolation))
     if check:

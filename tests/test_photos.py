@@ -9,8 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
-from see_nb.data import photos as images
-from see_nb.data.photos import Photos, cache_photos
+from see_nb.data import cache as cache_module
+from see_nb.data.cache import cache_photos
+from see_nb.data.photos import Photos, read_photo
 
 N = 30
 
@@ -27,7 +28,7 @@ def photos(tmp_path) -> Photos:
 
 def slow_reads(monkeypatch, log):
     "Every decoding takes a moment and leaves a line."
-    real = images.read_photo
+    real = cache_module.read_photo
 
     def read(*arguments):
         with open(log, "a") as file:
@@ -35,7 +36,7 @@ def slow_reads(monkeypatch, log):
         time.sleep(0.02)
         return real(*arguments)
 
-    monkeypatch.setattr(images, "read_photo", read)
+    monkeypatch.setattr(cache_module, "read_photo", read)
 
 
 def child(work) -> int:
@@ -66,15 +67,14 @@ def test_of_three_processes_one_decodes_and_all_read(photos, tmp_path, monkeypat
 def test_a_killed_process_leaves_nothing_that_is_taken_for_whole(photos, tmp_path, monkeypatch):
     slow_reads(monkeypatch, tmp_path / "log")
     pid = child(lambda: cache_photos(photos, 20, tmp_path / "cache"))
-    while not list((tmp_path / "cache").glob("*.part")):
+    while not list((tmp_path / "cache").glob(".*.part.bytes")):
         time.sleep(0.01)
     os.kill(pid, signal.SIGKILL)
     assert os.WIFSIGNALED(os.waitpid(pid, 0)[1])
-    assert not list((tmp_path / "cache").glob("*.bytes"))
+    assert not list((tmp_path / "cache").glob("photos*.bytes"))
     cached = cache_photos(photos, 20, tmp_path / "cache")
-    assert all(
-        torch.equal(cached[i], images.read_photo(photos.folder / f"{i}.png", 20)) for i in range(N)
-    )
+    assert not list((tmp_path / "cache").glob(".*.part.bytes"))  # nor what the dead one left
+    assert all(torch.equal(cached[i], read_photo(photos.folder / f"{i}.png", 20)) for i in range(N))
 
 
 def test_other_photos_or_sizes_get_a_cache_of_their_own(photos, tmp_path):
