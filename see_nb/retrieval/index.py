@@ -34,7 +34,7 @@ from ..data.photos import Photos, read_photo
 from ..errors import SeeError, one_of
 from ..files import cannot_write, claimed, replacing
 from .embedding import crop_size, find_photos, weights_digest
-from .metrics import _as_rows
+from .metrics import unit_rows
 
 # %% ../../nbs/retrieval/04_index.ipynb #c07
 def _classes(photos: Photos) -> list[str]:  # "" where there is none
@@ -130,7 +130,7 @@ def embed_files(
             rows = np.empty((0, 0), np.float32)
             if whole:
                 made = model(torch.stack(list(whole.values())).to(device))
-                rows = _as_rows(made, "embeddings of the photos")
+                rows = unit_rows(made, "embeddings of the photos")
             yield list(whole), rows, {p: x for p, x in crops.items() if isinstance(x, str)}
             bar.update(len(crops))
 
@@ -279,7 +279,7 @@ def _query_rows(
     if isinstance(queries, np.ndarray):
         queries = torch.from_numpy(queries)
     if isinstance(queries, Tensor) and queries.is_floating_point():
-        rows = _as_rows(torch.atleast_2d(queries), "queries")
+        rows = unit_rows(torch.atleast_2d(queries), "queries")
         return [str(i) for i in range(len(rows))], rows
     if model is None:
         raise SeeError("model: photos can be searched only with the model of the index, got None.")
