@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Folder', 'Name', 'Whole', 'Root', 'COMMANDS', 'PLAIN', 'INTERRUPTED', 'Command', 'Reproduce', 'RecipeOptions',
-           'Train', 'show_metrics', 'Evaluate', 'Datasets', 'parse', 'one_sentence', 'unknown_option', 'overview',
-           'run', 'main']
+           'Train', 'show_metrics', 'Evaluate', 'Datasets', 'parse', 'written', 'folded', 'one_sentence',
+           'unknown_option', 'overview', 'run', 'main']
 
 # %% ../nbs/cli.ipynb #c02
 import contextlib
@@ -13,6 +13,7 @@ import io
 import os
 import re
 import sys
+import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from itertools import pairwise
@@ -227,14 +228,14 @@ COMMANDS = {
 def parse(
     name: str,  # of the command
     arguments: Sequence[str],  # behind it
-) -> Command:
-    "The command with its options. A SeeError says what is wrong with them, in one line."
+) -> Command | str:  # the command with its options, or the help that was asked for
+    "What the arguments of a command say. A SeeError tells what is wrong with them, in one line."
     kind = COMMANDS[name]
     start = kind.start(arguments)
     options = {} if start is None else {"default": start}
-    said = io.StringIO()
+    told, complaint = (io.TextIOWrapper(io.BytesIO(), sys.stdout.encoding) for _ in range(2))
     try:
-        with contextlib.redirect_stderr(said):
+        with contextlib.redirect_stdout(told), contextlib.redirect_stderr(complaint):
             command, unknown = tyro.cli(
                 kind,
                 prog=f"see-nb {name}",
@@ -245,11 +246,25 @@ def parse(
             )
     except SystemExit as stop:
         if not stop.code:
-            raise
-        raise SeeError(f"{one_sentence(said.getvalue())} See `see-nb {name} --help`.") from None
+            return folded(written(told))
+        what = one_sentence(written(complaint))
+        raise SeeError(f"{what} See `see-nb {name} --help`.") from None
     if unknown:
         raise SeeError(unknown_option(name, unknown[0]))
     return command
+
+
+def written(file: io.TextIOWrapper) -> str:
+    "All that was written to a file in memory."
+    file.seek(0)
+    return file.read()
+
+
+def folded(text: str, width: int = 80) -> str:
+    "Help whose first line, the usage, is no longer than the others."
+    usage, _, rest = text.partition("\n")
+    usage = textwrap.fill(usage, width, subsequent_indent=" " * 7, break_on_hyphens=False)
+    return f"{usage}\n{rest.rstrip()}"
 
 
 PLAIN = {  # Python's words for a wrong number, and plain ones
@@ -306,9 +321,9 @@ def run(arguments: Sequence[str]) -> int:
     if name not in COMMANDS:
         known = ", ".join(COMMANDS)
         raise SeeError(f"command: expected one of {known}, got {name!r}.{near(name, COMMANDS)}")
-    try:
-        command = parse(name, arguments[1:])
-    except SystemExit:  # help was shown
+    command = parse(name, arguments[1:])
+    if isinstance(command, str):
+        print(command)
         return 0
     return command.run() or 0
 

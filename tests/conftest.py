@@ -1,9 +1,13 @@
 "What several test files share."
 
+import contextlib
+import io
 import os
 import subprocess
 import sys
+import traceback
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -20,18 +24,32 @@ def root() -> Path:
 
 @pytest.fixture(scope="session")
 def see_nb_command():
-    "Run `see-nb` as a user does, in a process of its own."
-    executable = Path(sys.executable).with_name("see-nb")
+    "Run `see-nb` in this process: exit code, standard output, standard error."
+    from see_nb.cli import main
 
-    def call(*arguments, **options) -> subprocess.CompletedProcess:
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        return subprocess.run(
-            [executable, *map(str, arguments)],
-            capture_output=True,
-            text=True,
-            env=environment,
-            timeout=600,
-            **options,
-        )
+    def call(*arguments, cwd=None) -> SimpleNamespace:
+        out, err, before = io.StringIO(), io.StringIO(), os.getcwd()
+        os.chdir(cwd or before)
+        try:
+            with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+                code = main([str(a) for a in arguments])
+        except Exception:  # what a user would see
+            code = 1
+            err.write(traceback.format_exc())
+        finally:
+            os.chdir(before)
+        return SimpleNamespace(returncode=code, stdout=out.getvalue(), stderr=err.getvalue())
 
     return call
+
+
+@pytest.fixture(scope="session")
+def see_nb_process():
+    "Start `see-nb` in a process of its own, for what only a process shows."
+
+    def start(*arguments, python=(), **options) -> subprocess.Popen:
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, *python, "-m", "see_nb", *map(str, arguments)]
+        return subprocess.Popen(command, text=True, env=environment, **options)
+
+    return start

@@ -1,34 +1,62 @@
 "What a user sees: help, errors, the book, and Ctrl-C."
 
+import dataclasses
+import os
 import re
+import resource
 import shlex
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import nbformat
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
+from see_nb.cli import COMMANDS, RecipeOptions, one_sentence
 from see_nb.training.results import read_rows
 
 
-def test_help_names_every_command_and_option(see_nb_command):
-    overview = see_nb_command("--help").stdout
-    assert all(command in overview for command in ("reproduce", "train", "evaluate", "datasets"))
-    for command, options in {
-        "reproduce": ("--preset", "--output", "--only"),
-        "train": ("--preset", "--dataset", "--root", "--backbone", "--weights", "--embedding-size", "--image-size", "--loss", "--see",
-                  "--no-see", "--n-expansion", "--weight", "--epochs", "--precision", "--seed", "--output", "--resume", "--show"),
-        "evaluate": ("--checkpoint", "--dataset", "--root"),
-        "datasets": ("check", "--root", "--no-decode"),
-    }.items():  # fmt: skip
-        text = see_nb_command(command, "--help").stdout
-        for option in options:
-            assert option in text, (command, option)
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_help_names_every_option_and_fits_a_narrow_terminal(see_nb_command, monkeypatch, command):
+    monkeypatch.setenv("COLUMNS", "80")
+    done = see_nb_command(*command.split(), "--help")
+    assert done.returncode == 0 and not done.stderr
+    assert max(len(line) for line in done.stdout.splitlines()) <= 80
+    if not command:
+        for name, kind in COMMANDS.items():
+            assert re.search(rf"^  {name} +\S", done.stdout, re.M) and kind.__doc__
+        return
+    names = [f.name for f in dataclasses.fields(COMMANDS[command])]
+    names += [f.name for f in dataclasses.fields(RecipeOptions)] if command == "train" else []
+    text = re.sub(r"[│\s]+", " ", done.stdout)
+    for name in names:
+        option = name.replace("_", "-")
+        if f"--{option}" in text:  # its help is more than its default
+            assert re.search(rf"--{option}( [A-Z{{][^ ]*)? (?!\(default)[^-]", text), option
+        elif f"--no-{option}" not in text:  # positional
+            assert name in ("recipe", "action", "name", "photos"), name
+
+
+def test_help_loads_no_library_and_starts_at_once(see_nb_process):
+    code = (
+        "import sys\nfrom see_nb.cli import COMMANDS, main\n"
+        "for name in COMMANDS: assert main([name, '--help']) == 0\n"
+        "print(sorted({m.split('.')[0] for m in sys.modules}))"
+    )
+    done = subprocess.run(["python", "-c", code], capture_output=True, text=True, check=True)
+    loaded = eval(done.stdout.splitlines()[-1])
+    assert "tyro" in loaded
+    assert not set(loaded) & {"torch", "numpy", "pandas", "scipy", "PIL", "matplotlib", "timm"}
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    process = see_nb_process("train", "--help", stdout=subprocess.PIPE)
+    process.communicate(timeout=60)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1.0
 
 
 @pytest.mark.parametrize(
@@ -36,14 +64,14 @@ def test_help_names_every_command_and_option(see_nb_command):
     [
         (
             ["train", "--dataset", "cub"],
-            "dataset: expected one of glyphs, omniglot, cub200, cub50, cars196, sop, inshop, folder, got 'cub'",
+            "dataset: expected one of glyphs, omniglot, cub200, cub50, cars196, sop, inshop",
         ),
         (["train", "--root", "/no/such/folder"], "root: there is no folder /no/such/folder"),
         (["train", "--embedding-size", "8"], "need at least 9 (K + 1), got 8"),
         (["train", "--batch-size", "2"], "A batch of one class has nothing to push apart"),
         (["train", "--backbone", "resnet5o"], "Close: resnet50"),
         (["train", "--loss", "triplets"], "loss: expected one of "),
-        (["train", "--preset", "cub200-deit-128"], "Close: cub200-deit_small-128"),
+        (["train", "--preset", "cub200-deit-128"], "Did you mean 'cub200-deit_small-128'?"),
         (
             ["train", "--preset", "cub200-deit_small-128", "--embedding-size", "8"],
             "need at least 9 (K + 1), got 8",
@@ -51,7 +79,22 @@ def test_help_names_every_command_and_option(see_nb_command):
         (["train", "--dataset", "folder"], "root: expected the folder of your own photos"),
         (["evaluate", "--checkpoint", "/none.pt"], "checkpoint: there is no file /none.pt"),
         (["reproduce", "--notebooks", "/none"], "there is no 10_quick_run.ipynb in /none"),
-        (["reproduce", "--only", "10", "99"], "only: expected some of 10, 10a, "),
+        (["reproduce", "--only", "nine"], "only: "),
+        (["reproduce", "--only"], "only: "),
+        (["tran"], "command: expected one of reproduce, train,"),
+        (["tran"], "Did you mean 'train'?"),
+        (["train", "--embeding-size", "8"], "Did you mean '--embedding-size'?"),
+        (["train", "--nosee"], "Did you mean '--no-see'?"),
+        (["train", "--epochs", "1.5"], "--epochs: expected a whole number, got '1.5'"),
+        (["train", "--weight", "much"], "--weight: expected a number, got 'much'"),
+        (["train", "--epochs"], "Missing value for argument '--epochs'"),
+        (["train", "--loss", "soft_tripel"], "Did you mean 'soft_triple'?"),
+        (["train", "--dataset", "omniglott"], "Did you mean 'omniglot'?"),
+        (["train", "--expansion", "repaet"], "Did you mean 'repeat'?"),
+        (["evaluate"], "--checkpoint"),
+        (["evaluate", "--checkpoint", "a", "b"], "evaluate: does not know 'b'."),
+        (["datasets", "check", "cub20"], "Did you mean 'cub200'?"),
+        (["datasets", "--root", "/no/such/folder"], "root: there is no folder /no/such/folder"),
     ],
 )
 def test_wrong_input_is_one_sentence_and_exit_code_2(see_nb_command, tmp_path, arguments, message):
@@ -60,8 +103,15 @@ def test_wrong_input_is_one_sentence_and_exit_code_2(see_nb_command, tmp_path, a
     assert "Traceback" not in done.stderr and done.stderr.count("\n") == 1
 
 
-def test_an_unknown_option_is_exit_code_2(see_nb_command):
-    assert see_nb_command("train", "--embeding-size", "8").returncode == 2
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_the_parsers_box_is_one_sentence(encoding):
+    rule, side, title = (
+        ("─", "│", "╭─ Value error ─╮") if encoding == "utf-8" else ("-", " ", " Value error")
+    )
+    first = [] if encoding == "utf-8" else [f" {rule * 30}"]
+    lines = [title, *first, f"{side} It is wrong,   {side}", f"{side} all of it {side}"]
+    box = "\n".join([*lines, f"{side} {rule * 30} {side}", f"{side} Other words {side}"])
+    assert one_sentence(box) == "It is wrong, all of it."
 
 
 def test_every_training_command_of_the_readme_is_understood(see_nb_command, root):
@@ -121,6 +171,91 @@ def test_datasets_lists_where_what_and_how(see_nb_command, tmp_path):
     assert "not drawn yet" in text and "not there" in text and str(tmp_path / "omniglot-py") in text
 
 
+@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["datasets"]], ids=" ".join)
+def test_a_reader_that_goes_away_is_no_error(see_nb_process, arguments):
+    read, write = os.pipe()
+    os.close(read)  # as `see-nb datasets | head -1` when head has seen enough
+    process = see_nb_process(*arguments, stdout=write, stderr=subprocess.PIPE)
+    os.close(write)
+    _, errors = process.communicate(timeout=120)
+    assert (process.returncode, errors) == (141, "")
+
+
+def hear_ctrl_c() -> None:
+    "A shell may have started the tests with Ctrl-C switched off."
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+@pytest.mark.parametrize("module", ["tyro.constructors", "torch._C", "torchvision"])
+def test_ctrl_c_while_it_starts_ends_quietly(see_nb_process, module):
+    process = see_nb_process(
+        "datasets",
+        python=("-X", "importtime"),  # a line for each module that has been imported
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        preexec_fn=hear_ctrl_c,
+    )
+    for line in process.stderr:
+        if line.endswith(f" {module}\n"):
+            process.send_signal(signal.SIGINT)
+            break
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 130 and "Traceback" not in errors
+
+
+NUMBERS = ["0", "1", "-1", "2.5", "nan", "inf", "-inf", "1e-9", "1e400", "9" * 30, "", "x", "0x10"]
+WORDS = [
+    "",
+    " ",
+    "glyphs",
+    "cub200",
+    "folder",
+    "/",
+    ".",
+    "~nobody-of-that-name",
+    "a" * 300,
+    "é",
+    "-",
+]
+KNOWN = {
+    name: [f.name.replace("_", "-") for f in dataclasses.fields(kind)]
+    + (
+        [f.name.replace("_", "-") for f in dataclasses.fields(RecipeOptions)]
+        if name == "train"
+        else []
+    )
+    for name, kind in COMMANDS.items()
+}
+words = st.one_of(
+    st.sampled_from(NUMBERS),
+    st.sampled_from(WORDS),
+    st.text(st.characters(exclude_characters="\0", exclude_categories=("Cs",)), max_size=12),
+)
+
+
+@st.composite
+def command_lines(draw):
+    "A command with some of its options, some misspelt, and values right and wrong."
+    command = draw(st.sampled_from(["train", "train", "evaluate", "datasets", "nothing"]))
+    line = [command, *(draw(st.lists(words, max_size=2)) if command == "datasets" else [])]
+    for name in draw(st.lists(st.sampled_from(KNOWN.get(command, ["root"])), max_size=4)):
+        flag = draw(st.sampled_from([f"--{name}", f"--no-{name}", f"--{name}s", f"--{name}="]))
+        line += [flag, *draw(st.lists(words, max_size=1))]
+    return [*line, "--show"] if command == "train" else line  # to check is enough, do not train
+
+
+@settings(deadline=None, max_examples=300, suppress_health_check=list(HealthCheck))
+@given(command_lines())
+def test_any_command_line_is_done_or_answered_in_one_line(see_nb_command, tmp_path_factory, line):
+    done = see_nb_command(*line, cwd=tmp_path_factory.getbasetemp())
+    assert done.returncode in (0, 1, 2), (line, done.stderr)
+    if done.returncode:
+        assert done.stderr.startswith("see-nb: ") and done.stderr.count("\n") == 1, done.stderr
+        assert "Traceback" not in done.stderr and (done.returncode == 2 or line[0] == "datasets")
+    else:
+        assert done.stdout
+
+
 @pytest.fixture
 def toy_notebooks(tmp_path) -> Path:
     "A run notebook that writes five rows, slowly, and a report that tables and draws them."
@@ -168,21 +303,13 @@ def test_reproduce_writes_a_book_whose_links_resolve(see_nb_command, toy_noteboo
         assert not re.search(r'<script[^>]*src=|<link[^>]*href="http', text), page.name
 
 
-def test_after_ctrl_c_finished_rows_stay_and_the_next_call_goes_on(toy_notebooks, tmp_path):
+def test_after_ctrl_c_finished_rows_stay_and_the_next_call_goes_on(
+    see_nb_process, see_nb_command, toy_notebooks, tmp_path
+):
     book = tmp_path / "book"
-    command = [
-        Path(sys.executable).with_name("see-nb"),
-        "reproduce",
-        "--notebooks",
-        toy_notebooks,
-        "--output",
-        book,
-    ]
+    command = ["reproduce", "--notebooks", toy_notebooks, "--output", book]
     rows = book / "results.jsonl"
-    heard = lambda: signal.signal(
-        signal.SIGINT, signal.SIG_DFL
-    )  # a shell may have started the tests with Ctrl-C switched off
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=heard)
+    process = see_nb_process(*command, stderr=subprocess.PIPE, preexec_fn=hear_ctrl_c)
     deadline = time.time() + 120
     while len(read_rows(rows)) < 2 and time.time() < deadline:
         time.sleep(0.05)
@@ -193,7 +320,7 @@ def test_after_ctrl_c_finished_rows_stay_and_the_next_call_goes_on(toy_notebooks
     assert "Traceback" not in errors and 2 <= kept < 5
     time.sleep(1.5)
     assert len(read_rows(rows)) == kept  # the kernel is gone as well
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    done = see_nb_command(*command)
     assert done.returncode == 0 and sorted(read_rows(rows).i) == [0, 1, 2, 3, 4]
 
 
