@@ -36,8 +36,9 @@ def test_help_names_every_option_and_fits_a_narrow_terminal(see_nb_command, monk
     text = re.sub(r"[│\s]+", " ", done.stdout)
     for name in names:
         option = name.replace("_", "-")
-        if f"--{option}" in text:  # its help is more than its default
-            assert re.search(rf"--{option}( [A-Z{{][^ ]*)? (?!\(default)[^-]", text), option
+        if f"--{option} " in text or f"--{option}," in text:  # its help is more than its default
+            value = rf"(?:, --no-{option}| [A-Z{{][^ ]*)?"
+            assert re.search(rf"--{option}{value} (?!\(default)\w", text), option
         elif f"--no-{option}" not in text:  # positional
             assert name in ("recipe", "action", "name", "photos"), name
 
@@ -64,7 +65,7 @@ def test_help_loads_no_library_and_starts_at_once(see_nb_process):
     [
         (
             ["train", "--dataset", "cub"],
-            "dataset: expected one of glyphs, omniglot, cub200, cub50, cars196, sop, inshop",
+            "dataset: expected one of glyphs, omniglot, cub200, cub50, ",
         ),
         (["train", "--root", "/no/such/folder"], "root: there is no folder /no/such/folder"),
         (["train", "--embedding-size", "8"], "need at least 9 (K + 1), got 8"),
