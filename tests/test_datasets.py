@@ -1,15 +1,9 @@
 "Each data set on a miniature of its true layout, and every kind of damage on disk."
 
-import io
 import os
 import shutil
-import signal
-import stat
-import subprocess
-import sys
 import tarfile
 import time
-import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +14,7 @@ from PIL import Image
 from scipy.io import savemat
 
 from see_nb.data import benchmarks, lists
-from see_nb.data.archives import extract, fetch, md5_of
+from see_nb.data.archives import md5_of
 from see_nb.data.benchmarks import BENCHMARKS, read_cub
 from see_nb.data.datasets import (
     check_dataset,
@@ -29,7 +23,6 @@ from see_nb.data.datasets import (
     load_dataset,
     open_listing,
 )
-from see_nb.data.folders import list_folder
 
 REAL_CUB = data_root() / "CUB_200_2011"
 needs_cub = pytest.mark.skipif(
@@ -429,66 +422,6 @@ def test_a_damaged_list_is_told_with_file_and_line(mini, damage):
 # Archives
 
 
-def tar_with(path: Path, members: dict[str, bytes], *special: tarfile.TarInfo) -> Path:
-    with tarfile.open(path, "w:gz") as archive:
-        for name, content in members.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(content)
-            archive.addfile(member, io.BytesIO(content))
-        for member in special:
-            archive.addfile(member)
-    return path
-
-
-def zip_with(path: Path, members: dict[str, bytes], mode: int = 0) -> Path:
-    with zipfile.ZipFile(path, "w") as archive:
-        for name, content in members.items():
-            member = zipfile.ZipInfo(name)
-            member.external_attr = mode << 16
-            archive.writestr(member, content)
-    return path
-
-
-def special(name: str, kind: bytes, linkname: str = "") -> tarfile.TarInfo:
-    member = tarfile.TarInfo(name)
-    member.type, member.linkname = kind, linkname
-    return member
-
-
-BAD_ARCHIVES = {
-    "tar ..": lambda f: tar_with(f / "a.tgz", {"a/ok": b"1", "a/../../outside": b"1"}),
-    "tar absolute": lambda f: tar_with(f / "a.tgz", {"a/ok": b"1", f"{f}/outside": b"1"}),
-    "tar symlink": lambda f: tar_with(
-        f / "a.tgz", {"a/ok": b"1"}, special("a/link", tarfile.SYMTYPE, "../../outside")
-    ),
-    "tar absolute symlink": lambda f: tar_with(
-        f / "a.tgz", {"a/ok": b"1"}, special("a/link", tarfile.SYMTYPE, "/etc")
-    ),
-    "tar hard link": lambda f: tar_with(
-        f / "a.tgz", {"a/ok": b"1"}, special("a/link", tarfile.LNKTYPE, "../secret")
-    ),
-    "tar device": lambda f: tar_with(
-        f / "a.tgz", {"a/ok": b"1"}, special("a/null", tarfile.CHRTYPE)
-    ),
-    "zip ..": lambda f: zip_with(f / "a.zip", {"a/ok": b"1", "a/../../outside": b"1"}),
-    "zip absolute": lambda f: zip_with(f / "a.zip", {"a/ok": b"1", f"{f}/outside": b"1"}),
-    "zip symlink": lambda f: zip_with(f / "a.zip", {"a/link": b"/etc"}, stat.S_IFLNK | 0o777),
-}
-
-
-@pytest.mark.parametrize("kind", BAD_ARCHIVES)
-def test_an_archive_that_reaches_outside_is_refused(tmp_path, kind):
-    (tmp_path / "secret").write_text("secret")
-    archive = BAD_ARCHIVES[kind](tmp_path)
-    before = sorted(tmp_path.iterdir())
-    with pytest.raises(
-        ValueError,
-        match="expected files inside one folder, got the member|outside the destination|is a special file|absolute path",
-    ):
-        fetch(tmp_path / "a", archive.name, [tmp_path], md5_of(archive), None, "")
-    assert [p for p in sorted(tmp_path.iterdir()) if p.name != ".a.lock"] == before
-
-
 def packed(root: Path, name: str, monkeypatch) -> Path:
     "The official archive of a miniature, in place of its folder."
     archive = root / BENCHMARKS[name].archive
@@ -593,171 +526,6 @@ def test_a_download_that_fails_half_way_is_no_archive(tmp_path, mini, monkeypatc
     )
     assert len(load_dataset("cub200", tmp_path)) == 9
     assert not list(tmp_path.glob(".*.part"))
-
-
-FETCH = """
-import sys, time
-from pathlib import Path
-from see_nb.data import archives
-root, md5, seconds = Path(sys.argv[1]), sys.argv[2], float(sys.argv[3])
-extract = archives.extract
-def slow(archive, folder, limit):
-    extract(archive, folder, limit)
-    (root / "begun").touch()
-    time.sleep(seconds)
-    if seconds < 60:
-        with open(root / "count", "a") as file:
-            file.write("x")
-archives.extract = slow
-archives.fetch(root / "birds", "birds.tgz", [root], md5, None, "")
-assert sorted(p.name for p in (root / "birds").iterdir()) == ["1", "2"]
-"""
-
-
-def fetch_elsewhere(root: Path, seconds: float) -> subprocess.Popen:
-    return subprocess.Popen(
-        [sys.executable, "-c", FETCH, root, md5_of(root / "birds.tgz"), str(seconds)]
-    )
-
-
-def test_an_extraction_killed_half_way_is_not_taken_for_whole(tmp_path):
-    archive = tar_with(tmp_path / "birds.tgz", {"birds/1": b"one", "birds/2": b"two"})
-    process = fetch_elsewhere(tmp_path, 60)
-    for _ in range(600):
-        if (tmp_path / "begun").exists():
-            break
-        time.sleep(0.1)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert (tmp_path / ".birds.part" / "birds" / "1").exists() and not (tmp_path / "birds").exists()
-    (tmp_path / ".birds.part" / "birds" / "3").touch()
-    fetch(tmp_path / "birds", archive.name, [tmp_path], md5_of(archive), None, "")
-    assert sorted(p.name for p in (tmp_path / "birds").iterdir()) == ["1", "2"]
-    assert not (tmp_path / ".birds.part").exists()
-
-
-def test_two_processes_unpack_once(tmp_path):
-    tar_with(tmp_path / "birds.tgz", {"birds/1": b"one", "birds/2": b"two"})
-    processes = [fetch_elsewhere(tmp_path, 1) for _ in range(2)]
-    assert [process.wait(120) for process in processes] == [0, 0]
-    assert (tmp_path / "count").read_text() == "x"
-
-
-def test_a_good_archive_unpacks_as_it_is(tmp_path):
-    for make, name in ((tar_with, "a.tgz"), (zip_with, "a.zip")):
-        extract(
-            make(tmp_path / name, {"a/b/1": b"one", "a/2": b"two"}),
-            tmp_path / name.replace(".", "_"),
-        )
-        assert (tmp_path / name.replace(".", "_") / "a" / "b" / "1").read_bytes() == b"one"
-
-
-# Your own photos
-
-
-@pytest.fixture
-def own(tmp_path) -> Path:
-    for name in ("cup", "fork", "knife", "plate", "spoon", "wok"):
-        for k in range(2):
-            photo(tmp_path / "own" / name / ("deep/er" if k else "") / f"{k}.jpeg")
-    (tmp_path / "own" / "wok").rename(tmp_path / "wok")
-    (tmp_path / "own" / "wok").symlink_to(tmp_path / "wok")
-    photo(tmp_path / "own" / "cup" / ".thumbnail.jpg")
-    photo(tmp_path / "own" / ".cache" / "x.jpg")
-    return tmp_path / "own"
-
-
-def test_folder_splits_by_class(own):
-    train, test = (
-        load_dataset("folder", own, check=True),
-        load_dataset("folder", own, "test", check=True),
-    )
-    assert (len(train), len(test)) == (6, 6)
-    assert sorted(train.classes + test.classes) == ["cup", "fork", "knife", "plate", "spoon", "wok"]
-    again = load_dataset("folder", own, seed=0)
-    assert again.classes == train.classes and again.images.files == train.images.files
-    assert len({tuple(load_dataset("folder", own, seed=s).classes) for s in range(6)}) > 1
-    assert len(load_dataset("folder", own, test_fraction=1 / 6).classes) == 5
-    assert load_dataset("folder", own, "test", test_classes=["wok", "cup"]).classes == [
-        "cup",
-        "wok",
-    ]
-    assert "all 12 photos decode" in check_dataset("folder", own)
-
-
-def test_labels_csv_gives_classes_and_splits(own):
-    (own / "labels.csv").write_text(
-        "path,label\ncup/0.jpeg,round\nplate/0.jpeg,round\nfork/0.jpeg,long\n"
-    )
-    assert len(load_dataset("folder", own)) + len(load_dataset("folder", own, "test")) == 3
-    (own / "labels.csv").write_bytes(
-        b'\xef\xbb\xbfpath,label,split\r\ncup/0.jpeg,"round, deep",train\r\nfork/0.jpeg,long,test\r\n'
-        b"knife/0.jpeg,long,test\r\n"
-    )  # as Excel writes it
-    assert load_dataset("folder", own).classes == ["round, deep"] and load_dataset(
-        "folder", own, "test"
-    ).classes == ["long"]
-
-
-CSVS = {
-    "file,label\n": r"labels.csv, line 1: expected the header 'path,label', got 'file,label'",
-    "path;label\ncup/0.jpeg;a\n": "line 1: expected the header 'path,label', got 'path;label'",
-    "": "line 1: expected the header 'path,label', got 'the end of the file'",
-    "path,label\ncup/0.jpeg\n": "line 2: expected 2 values",
-    "path,label\ncup/0.jpeg,\n": "line 2: expected 2 values",  # an image with no class
-    "path,label\ncup/0.jpeg,a\ncup/0.jpeg,b\n": "line 3: expected each path once",
-    "path,label,split\ncup/0.jpeg,a,train\nfork/0.jpeg,b,val\n": "line 3: expected train or test as split",
-    "path,label,split\ncup/0.jpeg,a,train\nfork/0.jpeg,a,test\nwok/0.jpeg,b,test\n": "got 1 classes in both parts of .*, a.",
-    "path,label,split\ncup/0.jpeg,a,train\nfork/0.jpeg,b,train\n": "got no test. Add some",
-    "path,label\ncup/0.jpeg,a\nfork/9.jpeg,b\n": r"1 of 2 listed images are missing \(fork/9.jpeg\)",
-    "path,label\ncup/0.jpeg,a\nfork/0.jpeg,a\n": r"expected at least two classes, .* got \['a'\]",
-}
-
-
-@pytest.mark.parametrize("text", CSVS)
-def test_a_wrong_labels_csv_is_told(own, text):
-    (own / "labels.csv").write_text(text)
-    with pytest.raises(ValueError, match=CSVS[text]):
-        load_dataset("folder", own)
-
-
-def test_a_wrong_folder_is_told(own, tmp_path):
-    (own / "labels.csv").write_text("path,label,split\ncup/0.jpeg,a,train\nfork/0.jpeg,b,test\n")
-    with pytest.raises(ValueError, match="has a column split already"):
-        load_dataset("folder", own, test_classes=["a"])
-    (own / "labels.csv").unlink()
-    for options, message in (
-        ({"test_classes": ["pan"]}, r"got the unknown \['pan'\]"),
-        (
-            {"test_classes": ["cup", "fork", "knife", "plate", "spoon", "wok"]},
-            "expected a list of some, not all",
-        ),
-        ({"test_fraction": 0.99}, "test_fraction: expected a share"),
-        ({"fraction": 0.5}, "got fraction for 'folder'"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            load_dataset("folder", own, **options)
-    photo(own / "stray.png")
-    with pytest.raises(ValueError, match=r"got 1 images with no class \(stray.png\)"):
-        load_dataset("folder", own)
-    (tmp_path / "empty" / "a").mkdir(parents=True)
-    with pytest.raises(
-        ValueError, match="expected sub-folders with images, or a labels.csv, got neither"
-    ):
-        load_dataset("folder", tmp_path / "empty")
-    photo(tmp_path / "empty" / "a" / "1.png")
-    with pytest.raises(ValueError, match=r"expected at least two classes, .* got \['a'\]"):
-        load_dataset("folder", tmp_path / "empty")
-    photo(tmp_path / "splits" / "train" / "a" / "1.png")
-    photo(tmp_path / "splits" / "test" / "b" / "1.png")
-    with pytest.raises(ValueError, match="which look like splits"):
-        load_dataset("folder", tmp_path / "splits")
-
-
-def test_the_split_of_a_folder_is_fixed(own):
-    "The same names are drawn on every machine and by every version."
-    frame = list_folder(own).frame
-    assert sorted(set(frame.label[frame.split == "test"])) == ["fork", "knife", "wok"]
 
 
 # The official lists of CUB

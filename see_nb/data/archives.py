@@ -110,8 +110,9 @@ def extract(
             "it; get the official archive."
         ) from error
     except DAMAGE as error:
+        first = [*str(error).splitlines(), ""][0].rstrip(":")
         raise SeeError(
-            f"{archive}: cannot be unpacked ({type(error).__name__}: {error}). It is damaged, or no "
+            f"{archive}: cannot be unpacked ({type(error).__name__}: {first}). It is damaged, or no "
             "such archive; replace it."
         ) from error
     except OSError as error:
