@@ -377,10 +377,13 @@ class Index:
     def load(cls, path: str | Path, model: nn.Module | None = None) -> "Index":
         "An index from its file; without its model it takes embeddings only."
         index = _read_index(cls, Path(path).expanduser())
-        if model is not None:
-            _refuse_model(index.made_by, index.source, model_digest(model, index.image_size))
-            index.model = model.eval()
-        return index
+        return index if model is None else index.use(model)
+
+    def use(self, model: nn.Module) -> "Index":
+        "Take its model, and refuse any other."
+        _refuse_model(self.made_by, self.source, model_digest(model, self.image_size))
+        self.model = model.eval()
+        return self
 
     def neighbours_figure(self, queries, k: int = 6, **options):
         "Each query and its nearest photos, left to right, as a matplotlib figure."
