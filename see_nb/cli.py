@@ -303,7 +303,9 @@ class Search(Command):
         if self.json:
             print(found.table().to_json(orient="records", lines=True), end="")
         else:
-            print(found.table().to_string(index=False))
+            columns = ["rank", "similarity", "label", "path"]
+            for query, near_it in found.table().groupby("query", sort=False):
+                print(query, near_it[columns].to_string(index=False), sep="\n")
         if self.html:
             page = results_page(found, self.html)
             print(f"The page is at {page}", file=sys.stderr if self.json else sys.stdout)

@@ -29,9 +29,14 @@ from safetensors.numpy import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
+<<<<<<< HEAD
 from ..data.crops import test_transform
 from ..data.photos import Photos, read_photo
 from ..errors import SeeError, one_of
+=======
+from ..data.photos import Photos, read_photo, test_transform
+from ..errors import SeeError, near, one_of
+>>>>>>> f1f4faf (Tests of the index; a search's table by query; Index and HubModel at the front door)
 from ..files import cannot_write, claimed, replacing
 from .embedding import crop_size, find_photos, weights_digest
 from .metrics import unit_rows
@@ -405,7 +410,9 @@ def _nearest(
     if labels is not None:
         wanted = set(labels)
         if unknown := wanted - set(index.photos.label):
-            one_of("labels", min(unknown), sorted(set(index.photos.label)))
+            name = min(unknown)
+            hint = near(name, set(index.photos.label))
+            raise SeeError(f"labels: the index has no photo of class {name!r}.{hint}")
         numbers = np.flatnonzero(index.photos.label.isin(wanted))
         rows = rows[numbers]
     k = min(k, len(rows))
@@ -473,18 +480,27 @@ def _update(
 FORMAT = "see_nb index 1"
 
 
+def _checksum(tensors: dict[str, np.ndarray]) -> int:
+    "Of all bytes of all tensors."
+    crc = 0
+    for name in sorted(tensors):
+        crc = zlib.crc32(tensors[name], crc)
+    return crc
+
+
 def _write_index(index: Index, path: Path) -> None:
     "Everything but the model."
     text = index.photos[["path", "label", "digest"]].to_numpy().tolist()
     facts = {key: getattr(index, key) for key in ("image_size", "made_by", "source", "kind")}
-    facts |= {"recall": index.recall, "crc32": zlib.crc32(index.embeddings)}
+    facts |= {"recall": index.recall}
     tensors = {
         "embeddings": index.embeddings,
-        "stamps": index.photos[["size", "changed"]].to_numpy(np.int64),
+        "stamps": np.ascontiguousarray(index.photos[["size", "changed"]], np.int64),
         "photos": np.frombuffer(json.dumps(text).encode(), np.uint8),
     }
     if index.faster is not None:
         tensors["faiss"] = faiss.serialize_index(index.faster)
+    facts["crc32"] = _checksum(tensors)
     with replacing(path) as part:
         save_file(tensors, part, {"format": FORMAT, "facts": json.dumps(facts)})
 
@@ -500,7 +516,7 @@ def _read_index(cls: type, path: Path) -> Index:
                 raise SeeError(f"it is no index, or of another version: {notes.get('format')}")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         facts = json.loads(notes["facts"])
-        if zlib.crc32(tensors["embeddings"]) != facts["crc32"]:
+        if _checksum(tensors) != facts["crc32"]:
             raise SeeError("its checksum does not match")
         text = json.loads(tensors["photos"].tobytes())
         index = cls(None, facts["image_size"], facts["made_by"], facts["source"])

@@ -121,6 +121,8 @@ class HubModel(nn.Module, PyTorchModelHubMixin):
     @classmethod
     def from_pretrained(cls, name: str | Path, **options) -> "HubModel":
         "From a folder, or from the hub by its name."
+        if missing := _missing_files(name):
+            raise SeeError(f"model: {name} has no {' and no '.join(missing)}. {_WHOLE}")
         try:
             return super().from_pretrained(str(name), **options).eval()
         except Exception as error:  # hub, network, json and safetensors fail in many ways
@@ -160,18 +162,25 @@ def _first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:120]}"
 
 
+_WHOLE = "`see-nb export --folder` writes such a folder whole."
+
+
+def _missing_files(name: str | Path) -> list[str]:
+    "What a folder lacks; nothing for a name of the hub."
+    if not os.path.isdir(name):
+        return []
+    files = ("config.json", SAFETENSORS_SINGLE_FILE)
+    return [file for file in files if not (Path(name) / file).is_file()]
+
+
 def _no_model(name: str | Path, error: Exception) -> SeeError:
     "Why a model cannot be loaded, for a folder and for the hub."
-    if not os.path.isdir(name):
-        remedy = (
-            "There is no such folder, and the hub did not give it: check the name and the network, "
-            "or copy the folder here."
-        )
-        return SeeError(f"model: {name} cannot be had ({_first_line(error)}). {remedy}")
-    there = {file: (Path(name) / file).is_file() for file in ("config.json", "model.safetensors")}
-    missing = [file for file, exists in there.items() if not exists]
-    what = f"has no {' and no '.join(missing)}" if missing else f"is damaged ({_first_line(error)})"
-    return SeeError(f"model: {name} {what}. `see-nb export --folder` writes such a folder whole.")
+    if os.path.isdir(name):
+        return SeeError(f"model: {name} is damaged ({_first_line(error)}). {_WHOLE}")
+    return SeeError(
+        f"model: {name} cannot be had ({_first_line(error)}). There is no such folder, and the hub "
+        "did not give it: check the name and the network, or copy the folder here."
+    )
 
 # %% ../../nbs/training/08_export.ipynb #c15
 def open_model(
