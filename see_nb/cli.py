@@ -348,7 +348,7 @@ class Export(Command):
 class App(Command):
     """Search in a browser, on this computer only.
 
-    It opens indices, checkpoints and photos inside the given folders, and nothing else."""
+    It opens indices, checkpoints and photos in the given folders, no others."""
 
     # folders that hold the indices (*.index), their checkpoints and their photos
     folders: Annotated[Positional[tuple[Path, ...]], tyro.conf.arg(metavar="FOLDERS")]

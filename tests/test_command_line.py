@@ -40,7 +40,7 @@ def test_help_names_every_option_and_fits_a_narrow_terminal(see_nb_command, monk
             value = rf"(?:, --no-{option}| [A-Z{{][^ ]*)?"
             assert re.search(rf"--{option}{value} (?!\(default)\w", text), option
         elif f"--no-{option}" not in text:  # positional
-            assert name in ("recipe", "action", "name", "photos"), name
+            assert name in ("recipe", "action", "name", "photos", "folders"), name
 
 
 def test_help_loads_no_library_and_starts_at_once(see_nb_process):

@@ -29,14 +29,9 @@ from safetensors.numpy import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
-<<<<<<< HEAD
 from ..data.crops import test_transform
 from ..data.photos import Photos, read_photo
-from ..errors import SeeError, one_of
-=======
-from ..data.photos import Photos, read_photo, test_transform
 from ..errors import SeeError, near, one_of
->>>>>>> f1f4faf (Tests of the index; a search's table by query; Index and HubModel at the front door)
 from ..files import cannot_write, claimed, replacing
 from .embedding import crop_size, find_photos, weights_digest
 from .metrics import unit_rows
