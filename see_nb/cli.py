@@ -55,24 +55,24 @@ Root = Annotated[
 # %% ../nbs/cli.ipynb #c06
 @dataclass
 class Reproduce(Command):
-    """Run the experiment notebooks, write a book of their results.
+    """Run the experiment notebooks, build a site of their results.
 
     Finished runs are kept: the same command again goes on where it stopped."""
 
     # quick: minutes on two CPU cores; full: one to two hours, more with photos
     preset: Literal["quick", "full"] = "quick"
-    # folder of the book; finished runs in it are kept and not run again
-    output: Path = Path("see-nb-book")
+    # folder of the site; finished runs in it are kept and not run again
+    output: Path = Path("see-nb-site")
     # folder of the notebooks, if not ./nbs or beside the package
     notebooks: Folder = None
-    # run these notebooks, by name; the others stand in the book as they are
+    # run these notebooks, by name; the others stand in the site as they are
     only: Annotated[tuple[str, ...] | None, tyro.conf.arg(metavar="NAMES")] = None
 
     def run(self) -> None:
         with needs("notebooks", "reproduce"):
-            from see_nb.experiments.book import reproduce
-        index = reproduce(self.preset, self.output, self.notebooks, self.only or ())
-        print(f"The book is at {index}")
+            from see_nb.experiments.site import reproduce
+        index = reproduce(self.preset, self.output, self.notebooks, self.only)
+        print(f"The site is at {index}")
 
 # %% ../nbs/cli.ipynb #c08
 @dataclass(frozen=True)

@@ -127,6 +127,7 @@ class Browser:
         self.call("Page.navigate", url=address)
         while not any(event["method"] == "Page.loadEventFired" for event in self.events):
             self.events.append(json.loads(self.socket.recv()))
+            assert self.events[-1]["method"] != "Page.javascriptDialogOpening", self.events[-1]
         self.ask("window.MathJax?.startup?.promise?.then(() => 1) ?? 1")
 
     def ask(self, code: str):

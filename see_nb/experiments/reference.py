@@ -254,7 +254,6 @@ def command_page() -> str:  # Markdown
     from see_nb.cli import COMMANDS
 
     lines = ["# The command line", "", "```text", _help(), "```", ""]
-    for command in COMMANDS:
-        name = command.__name__.lower()
+    for name in COMMANDS:
         lines += [f"## see-nb {name}", "", "```text", _help(name), "```", ""]
     return "\n".join(lines)

@@ -7,7 +7,7 @@ __all__ = ['WINGS', 'shown_notebook', 'harmless', 'sortable', 'find_notebooks', 
            'build_site', 'chosen_notebooks', 'reproduce']
 
 # %% ../../nbs/experiments/09_site.ipynb #c02
-import importlib.util
+import importlib
 import io
 import os
 import re
@@ -22,7 +22,7 @@ from nbformat.v4 import new_markdown_cell, new_notebook
 from tqdm.auto import tqdm
 
 import see_nb
-from ..errors import SeeError, one_of
+from ..errors import SeeError, needs, one_of
 from .reference import command_page, reference_pages
 from .results_page import add_targets, results_page, title_and_claim
 from .running import run_notebook
@@ -349,7 +349,7 @@ def _sort_tables(app, doctree, docname: str) -> None:
 def _load_tables(app, pagename: str, template: str, context: dict, doctree) -> None:
     "The script for tables, on pages that have one."
     if 'sortable"' in context.get("body", ""):
-        app.add_js_file("tables.js")
+        app.add_js_file("tables.js", loading_method="defer")
         app.add_css_file("tables.css")
 
 # %% ../../nbs/experiments/09_site.ipynb #c20
@@ -435,6 +435,25 @@ _NEEDED = (
 
 def _check_packages() -> None:
     "Raise when a package of the extra is missing."
+    with needs("notebooks", "reproduce"):
+        for name in _NEEDED:
+            importlib.import_module(name)
+
+# %% ../../nbs/experiments/09_site.ipynb #c24
+_PRESETS = ("quick", "full")
+_NEEDED = (
+    "sphinx",
+    "myst_nb",
+    "sphinx_book_theme",
+    "sphinx_copybutton",
+    "sphinx-mathjax-offline",
+    "itables",
+    "ipykernel",
+)
+
+
+def _check_packages() -> None:
+    "Raise when a package of the extra is missing."
     missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         raise SeeError(
@@ -461,7 +480,7 @@ def _prepare_output(output: Path, source: Path) -> None:
             f"output: cannot write into {output}: {error.strerror}. Give another folder."
         ) from error
 
-# %% ../../nbs/experiments/09_site.ipynb #c24
+# %% ../../nbs/experiments/09_site.ipynb #c25
 def chosen_notebooks(
     names: Sequence[str],  # of all notebooks
     preset: str,  # quick or full
@@ -487,7 +506,7 @@ def chosen_notebooks(
     quick = [name for short, name in by_name.items() if short.startswith("quick_")]
     return quick if preset == "quick" else experiments
 
-# %% ../../nbs/experiments/09_site.ipynb #c27
+# %% ../../nbs/experiments/09_site.ipynb #c28
 _WEIGHTS = {"run": 10, "report": 2, "site": 3}
 
 
@@ -512,7 +531,7 @@ class _Progress:
         self.bar.update(max(now - self.bar.n, 0))
         self.bar.refresh()
 
-# %% ../../nbs/experiments/09_site.ipynb #c28
+# %% ../../nbs/experiments/09_site.ipynb #c29
 def reproduce(
     preset: str = "quick",  # "quick" (minutes) or "full" (hours)
     output: str | Path = "see-nb-site",  # folder of rows and pages; rows that are there are kept
