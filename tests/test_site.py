@@ -187,7 +187,7 @@ UNSET = (
     "document.querySelectorAll('.math').length - document.querySelectorAll('mjx-container').length"
 )
 HIDDEN_NUMBERS = """[...document.querySelectorAll('.bd-article table')].filter(table => {
-  const numbers = [...table.querySelectorAll('tbody td')].filter(cell => /\\d/.test(cell.textContent));
+  const numbers = [...table.querySelectorAll('tbody td')].filter(cell => /^[-+−<]?\\d/.test(cell.textContent.trim()));
   return numbers.length && !numbers.some(cell => cell.getBoundingClientRect().left < innerWidth - 30);
 }).map(table => table.textContent.trim().slice(0, 60))"""
 

@@ -253,7 +253,8 @@ _STYLE = """
 .bd-article .door { flex: 1 1 14rem; padding: .5rem 1rem !important; border: 1px solid var(--pst-color-border); border-radius: .5rem }
 .cell_output, .pst-scrollable-table-container { overflow-x: auto }
 .bd-article { overflow-wrap: anywhere }
-dt.sig { overflow-x: auto }
+.bd-article code .pre { white-space: normal; overflow-wrap: anywhere }
+dt.sig { overflow-x: auto } .genindextable { table-layout: fixed }
 th, td { text-align: left !important; font-variant-numeric: tabular-nums; overflow-wrap: normal }
 @media (max-width: 600px) {
   .bd-article table { font-size: .75rem } .bd-article :is(th, td) { padding: .2rem .3rem !important }
