@@ -20,7 +20,7 @@ from IPython.display import display
 from PIL import Image
 
 from see_nb import cli
-from see_nb.experiments.book import run_notebook
+from see_nb.experiments.running import run_notebook
 from see_nb.experiments.paper_table import CELL, beside, read_paper
 from see_nb.training.presets import preset
 
