@@ -1,6 +1,5 @@
 "Report notebooks show what the rows say: their tables against a few lines of plain Python, and one row changed at a time."
 
-import ast
 import base64
 import io
 import json
@@ -189,13 +188,13 @@ def pixels(png: str) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB"), dtype=float)
 
 
-REPORTS = sorted(path.stem for path in (Path(__file__).parents[1] / "nbs").glob("2[0-9]*.ipynb"))
+REPORTS = sorted(path.stem for path in (Path(__file__).parents[1] / "nbs" / "experiments").glob("*_report.ipynb"))
 
 
 @pytest.mark.parametrize("name", REPORTS)
 def test_a_report_comes_back_the_same_from_the_committed_rows(root, name, monkeypatch):
     monkeypatch.delenv("SEE_NB_OUTPUT", raising=False)
-    path = root / "nbs" / f"{name}.ipynb"
+    path = root / "nbs" / "experiments" / f"{name}.ipynb"
     committed, again = outputs(nbformat.read(path, as_version=4)), outputs(run_notebook(path))
     assert any(committed)
     for number, (old, new) in enumerate(zip(committed, again, strict=True)):
@@ -208,69 +207,3 @@ def test_a_report_comes_back_the_same_from_the_committed_rows(root, name, monkey
                 )
             else:
                 assert before == now, f"cell {number}"
-
-
-def tables_of(path: Path, changed: Path, monkeypatch) -> list[pd.DataFrame]:
-    "Every table that a report shows, made of the rows in a folder."
-    monkeypatch.chdir(path.parent)
-    monkeypatch.setenv("SEE_NB_OUTPUT", str(changed))
-    frames = []
-
-    def keep(*shown):
-        frames.extend(
-            getattr(x, "data", x) for x in shown if isinstance(getattr(x, "data", x), pd.DataFrame)
-        )
-
-    names = {"display": keep}
-    for cell in nbformat.read(path, as_version=4).cells:
-        if cell.cell_type == "code":
-            tree = ast.parse(cell.source)
-            last = tree.body.pop() if isinstance(tree.body[-1], ast.Expr) else None
-            exec(compile(tree, path.name, "exec"), names)
-            if last:
-                keep(eval(compile(ast.Expression(last.value), path.name, "eval"), names))
-            names["display"] = keep
-    return frames
-
-
-def test_a_run_changes_its_own_cells_of_the_integration_table(root, tmp_path, monkeypatch):
-    lines = (
-        (root / "nbs" / "experiments" / "results" / "integration.jsonl").read_text().splitlines()
-    )
-    rows = [json.loads(line) for line in lines]
-    number = next(
-        i for i, r in enumerate(rows)
-        if r["experiment"] == "integration" and (r["dataset"], r["loss"], r["embedding_size"], r["seed"], r["see"]) == ("glyphs", "cosface", 64, 1, True)
-    )  # fmt: skip
-    folders = tmp_path / "before", tmp_path / "after"
-    for folder in folders:
-        folder.mkdir()
-        (folder / "integration.jsonl").write_text("\n".join(lines) + "\n")
-        lines[number] = json.dumps(
-            rows[number] | {"recall_at_1": rows[number]["recall_at_1"] + 0.01}
-        )
-    before, after = (
-        tables_of(root / "nbs" / "experiments/integration_report.ipynb", folder, monkeypatch)
-        for folder in folders
-    )
-    plain = [
-        [frame.astype(str).replace(r" \*", "", regex=True) for frame in frames]
-        for frames in (before, after)
-    ]
-    different = [
-        (i, int((one != two).values.sum()))
-        for i, (one, two) in enumerate(zip(*plain))
-        if not one.equals(two)
-    ]
-    ((first, cells), *summaries) = different
-    column = "glyphs, D = 64"
-    assert (
-        cells == 1
-        and plain[0][first].loc[("one proxy a class", "CosFace"), column]
-        != plain[1][first].loc[("one proxy a class", "CosFace"), column]
-    )
-    for i, _ in summaries:  # counts and means of the data set
-        rows_changed = plain[0][i][(plain[0][i] != plain[1][i]).any(axis=1)].reset_index()
-        assert "glyphs" in rows_changed.to_string() and not {"omniglot", "cub50"} & set(
-            rows_changed.astype(str).values.flatten()
-        )

@@ -4,19 +4,16 @@
 
 # %% auto #0
 __all__ = ['alignment', 'uniformity', 'density', 'spectral_decay', 'proxy_cosines', 'means_to_proxies', 'mutual_cosines',
-           'space_measures', 'pulls_on_proxy', 'pull_cosines', 'last_points']
+           'space_measures']
 
 # %% ../../nbs/retrieval/03_space.ipynb #c02
 import math
-from typing import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import SeeError
-from ..method.curriculum import select_closest
-from ..method.expansion import expand
 
 # %% ../../nbs/retrieval/03_space.ipynb #c07
 def _class_sums(embeddings: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -164,70 +161,3 @@ def _check_space(embeddings: Tensor, labels: Tensor, proxies: Tensor | None) -> 
             f"proxies: expected (C, {embeddings.shape[1]}) with C > {labels.max()}, one a class, got {tuple(proxies.shape)}. "
             "`see_nb.method.see_loss.class_proxies(loss)` gives those of a loss."
         )
-
-# %% ../../nbs/retrieval/03_space.ipynb #c31
-def pulls_on_proxy(
-    embeddings: Tensor,  # unit rows, (N, D)
-    labels: Tensor,  # numbers of rows of the proxies, (N,)
-    proxies: Tensor,  # one a class, normalised here, (C, D)
-    alpha: float = 32,  # sharpness
-    margin: float = 0.1,  # in cosine
-) -> Tensor:  # tangents of the sphere at the own proxy, (N, D)
-    "By how much each embedding pulls its own proxy in Proxy-Anchor's positive term: its part of minus the gradient."
-    copies = F.normalize(proxies.detach(), dim=1)[labels].requires_grad_()
-    cosines = torch.linalg.vecdot(embeddings.detach(), F.normalize(copies, dim=1))
-    total = cosines.new_zeros(len(proxies)).index_add(0, labels, (alpha * (margin - cosines)).exp())
-    positive = total.log1p().sum() / len(labels.unique())
-    return -torch.autograd.grad(positive, copies)[0]
-
-# %% ../../nbs/retrieval/03_space.ipynb #c35
-def _cosines(a: Tensor, b: Tensor) -> Tensor:
-    "Cosine of each pair of rows, however short they are."
-    a, b = (F.normalize(rows, dim=1, eps=torch.finfo(rows.dtype).tiny) for rows in (a, b))
-    return (a * b).sum(1)
-
-
-def pull_cosines(
-    embeddings: Tensor,  # a batch, unit rows, (B, D)
-    labels: Tensor,  # numbers of rows of the proxies, (B,)
-    proxies: Tensor,  # one a class, (C, D)
-    n_expansion: int = 8,  # K, synthetics a source
-    fraction: float = 0.4,  # share of the batch that is expanded, the closest to their proxies
-    *,
-    expansion: Callable = expand,  # or a control of see_nb.method.expansion
-    alpha: float = 32,  # sharpness
-    margin: float = 0.1,  # in cosine
-    generator: torch.Generator | None = None,  # of the expansion
-) -> dict[
-    str, Tensor
-]:  # "source" and "strength", a number a source; "chosen" and "class", a number a class that has one
-    "Cosine of the pulls of sources and of their synthetics on the own proxy, and how strong the synthetics pull, without λ."
-    centers = F.normalize(proxies.detach(), dim=1)[labels]
-    chosen = select_closest((embeddings * centers).sum(1), fraction)
-    synthetics = expansion(embeddings[chosen], centers[chosen], n_expansion, generator=generator)
-    of = labels[chosen]
-    pulls = pulls_on_proxy(embeddings, labels, proxies, alpha, margin)
-    against = pulls_on_proxy(
-        synthetics.flatten(0, 1), of.repeat_interleave(n_expansion), proxies, alpha, margin
-    )
-    against = against.unflatten(0, (-1, n_expansion)).sum(1)
-
-    def by_class(rows: Tensor, numbers: Tensor) -> Tensor:
-        return torch.zeros_like(proxies).index_add(0, numbers, rows)[of.unique()]
-
-    held = by_class(against, of)
-    return {
-        "source": _cosines(pulls[chosen], against),
-        "strength": against.norm(dim=1) / pulls[chosen].norm(dim=1),
-        "chosen": _cosines(by_class(pulls[chosen], of), held),
-        "class": _cosines(by_class(pulls, labels), held),
-    }
-
-# %% ../../nbs/retrieval/03_space.ipynb #c41
-def last_points(
-    history: list[dict],  # of a row of the sphere runs
-) -> tuple[Tensor, Tensor, Tensor]:  # unit embeddings (N, D), labels (N,), unit proxies (C, D)
-    "Embeddings, labels and proxies after the last epoch."
-    kept = history[-1]
-    x, p = (F.normalize(torch.tensor(kept[name]), dim=1) for name in ("embeddings", "proxies"))
-    return x, torch.tensor(kept["labels"]), p
