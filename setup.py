@@ -11,7 +11,7 @@ config = ConfigParser(delimiters=["="])
 config.read(here / "settings.ini", encoding="utf-8")
 settings = config["DEFAULT"]
 
-EXTRAS = ("notebooks", "app", "export")
+EXTRAS = ("notebooks", "photos", "app", "export")
 extras = {name: settings[f"{name}_requirements"].split() for name in (*EXTRAS, "dev")}
 extras["dev"] += [word for name in EXTRAS for word in extras[name]]
 urls = {"Source": settings["git_url"], "Documentation": settings["doc_host"]}

@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "nbs").rglob("*.ipynb"))
 MODULES = sorted((ROOT / "see_nb").rglob("*.py"))
 WINGS = ("method", "data", "retrieval", "training", "experiments")
+EXTRAS = ("notebooks", "photos", "app", "export")
 OUTER = ("experiments", "app")  # what only the extras' libraries make work
 
 
@@ -71,20 +72,15 @@ import importlib, pkgutil, sys
 import see_nb
 dev = {{"nbdev", "fastcore", "execnb", "ghapi", "pytest", "hypothesis"}}
 extras = {{"matplotlib", "seaborn", "IPython", "ipykernel", "nbclient", "nbconvert", "nbformat",
-          "jupyterlab", "sphinx", "myst_nb", "itables", "bs4", "submitit",
-          "gradio", "onnx", "onnxscript", "onnxruntime", "pyarrow"}}
-class Block:
-    missing = dev | extras
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in self.missing:
-            raise ModuleNotFoundError(name, name=name)
-block = Block()
-sys.meta_path.insert(0, block)
+          "jupyterlab", "itables", "bs4", "submitit",
+          "gradio", "pillow_heif", "onnxscript", "onnxruntime", "pyarrow"}}
+sys.modules.update(dict.fromkeys(dev | extras))  # None: not installed
 names = [m.name for m in pkgutil.walk_packages(see_nb.__path__, "see_nb.")]
 outer = [n for n in names if n.split(".")[1] in {OUTER!r}]
 for name in [n for n in names if n not in outer]:
     importlib.import_module(name)
-block.missing = dev
+for name in extras:
+    del sys.modules[name]
 for name in outer:
     importlib.import_module(name)
 print(len(names), len(outer))
@@ -105,7 +101,7 @@ def imported(tree: ast.AST) -> set[str]:
             names |= {alias.name.split(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and not node.level:
             names.add(node.module.split(".")[0])
-    return names - set(sys.stdlib_module_names) - {"see_nb"}
+    return names - set(sys.stdlib_module_names) - {"see_nb", "__future__"}
 
 
 DISTRIBUTIONS = {
@@ -114,7 +110,6 @@ DISTRIBUTIONS = {
     "PIL": "pillow",
     "IPython": "ipython",
     "bs4": "beautifulsoup4",
-    "myst_nb": "myst-nb",
 }
 
 
@@ -122,7 +117,7 @@ DISTRIBUTIONS = {
 def test_every_third_party_import_is_a_requirement(path):
     tree = ast.parse(path.read_text())
     core = requirements("requirements")
-    extras = requirements(*(f"{e}_requirements" for e in ("notebooks", "app", "export")))
+    extras = requirements(*(f"{extra}_requirements" for extra in EXTRAS))
     functions = [n for n in tree.body if isinstance(n, (ast.FunctionDef, ast.ClassDef))]
     at_once = imported(ast.Module([n for n in tree.body if n not in functions], []))
     everywhere = {DISTRIBUTIONS.get(name, name) for name in imported(tree)}
@@ -223,9 +218,7 @@ def test_the_wheel_has_every_wing_and_asks_for_no_more_than_it_needs(built):
     needed = {re.split(r"[ <>=]", line)[1] for line in lines if "extra ==" not in line}
     assert needed == requirements("requirements")
     assert not needed & requirements("notebooks_requirements", "dev_requirements")
-    assert {"notebooks", "app", "export", "dev"} <= set(
-        re.findall(r"^Provides-Extra: (\w+)", metadata, re.MULTILINE)
-    )
+    assert {*EXTRAS, "dev"} == set(re.findall(r"^Provides-Extra: (\w+)", metadata, re.MULTILINE))
     assert "see-nb = see_nb.__main__:main" in points
     links = re.findall(r"\]\(([^)#]+)\)", metadata)
     assert links and all(link.startswith("https://") for link in links)
