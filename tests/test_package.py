@@ -1,4 +1,4 @@
-"The package, the README and the notebooks are in step, and the wings keep to their side of the house."
+"The package and the notebooks are in step, and the wings keep to their side of the house."
 
 import ast
 import os
@@ -50,20 +50,6 @@ def test_the_package_is_what_the_notebooks_export(root, tmp_path):
     here, there = tree(root / "see_nb"), tree(tmp_path / "see_nb")
     assert sorted(here) == sorted(there)
     assert [name for name in here if here[name] != there[name]] == []
-
-
-def test_the_readme_is_made_from_the_index(root, tmp_path):
-    make = [sys.executable, root / ".ci" / "make_readme.py", tmp_path]
-    subprocess.run(make, check=True, timeout=60)
-    assert (tmp_path / "README.md").read_text() == (root / "README.md").read_text()
-    for picture in (tmp_path / "nbs" / "images").iterdir():
-        assert picture.read_bytes() == (root / "nbs" / "images" / picture.name).read_bytes()
-
-
-def test_every_link_of_the_readme_leads_somewhere(root):
-    targets = re.findall(r"\]\(([^)#]+)\)", (root / "README.md").read_text())
-    assert len(targets) > 10
-    assert [t for t in targets if not t.startswith("https://") and not (root / t).exists()] == []
 
 
 def test_the_package_imports_without_what_its_users_need_not_have(root):

@@ -11,7 +11,7 @@ import torch
 from IPython.display import HTML, Image
 from torch import Tensor
 
-from ..data.photos import RetrievalDataset
+from ..data.datasets import RetrievalDataset
 from .figures import contact_sheet, draw_sphere, light, set_style
 from ..retrieval.metrics import nearest
 
@@ -113,6 +113,7 @@ def draw_neighbours(
         for place, i in enumerate(numbers)
         if place % (k + 1)
     }
+    set_style()
     images = torch.stack([dataset.images[i] for i in numbers])
     ax = contact_sheet(images, k + 1, frame=frame, scale=0.55)
     return light(ax.figure)

@@ -35,7 +35,7 @@ def evidence_rows(
         return rows
     frames = rows.get("frames", pd.Series("shared", rows.index))
     counts = ~rows.see.astype(bool) | (frames == "independent")
-    counts &= ~rows.experiment.str.contains("search")
+    counts &= rows.experiment == "evidence methods"
     return rows[counts & rows.method.isin([BASELINE, *SETTINGS])].reset_index(drop=True)
 
 # %% ../../nbs/experiments/11_verdict.ipynb #c07
@@ -100,10 +100,10 @@ def verdict(
     for setting, group in table.groupby("setting", sort=False):
         clear = group[group.corrected < 0.05]
         up, down = (clear.difference > 0).sum(), (clear.difference < 0).sum()
-        points = 100 * group.difference
+        points = " and ".join(f"{100 * d:+.1f}" for d in sorted({*group.difference.round(3)}))
         said.append(
-            f"SEE {setting} is better than Proxy-Anchor alone in {up} of {len(group)} comparisons "
-            f"and worse in {down} (p < 0.05 after Holm's correction); the mean differences lie "
-            f"between {points.min():+.1f} and {points.max():+.1f} points of Recall@1."
+            f"SEE, {setting}, is better than Proxy-Anchor alone in {up} of {len(group)} "
+            f"comparisons and worse in {down} (p < 0.05 after Holm's correction); "
+            f"mean difference in Recall@1, in points: {points}."
         )
     return " ".join(said)
