@@ -9,9 +9,9 @@ __all__ = ['SHORT_NAMES', 'EmbeddingHead', 'EmbeddingModel', 'conv4', 'MaxMeanPo
 import argparse
 import difflib
 import sys
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
-from typing import Iterable
 
 import timm
 import torch
@@ -208,8 +208,8 @@ def _torchvision_body(name: str, pretrained: bool, image_size: int | None) -> di
     own_size = preset.crop_size[0]
     if isinstance(body, models.VisionTransformer) and image_size not in (None, own_size):
         raise SeeError(
-            f"image_size: torchvision's {name} takes {own_size} only, got {image_size}. timm's ViTs "
-            "can be resized."
+            f"image_size: torchvision's {name} takes {own_size} only, got {image_size}. timm's "
+            "ViTs can be resized."
         )
     parts = {
         "backbone": body,
@@ -231,7 +231,17 @@ def _torchvision_body(name: str, pretrained: bool, image_size: int | None) -> di
 # %% ../../nbs/training/01_models.ipynb #c28
 _CLASSIFIERS = tuple(
     f"{name}."
-    for name in "head heads head_dist heads_dist aux_head fc classifier classif last_linear".split()
+    for name in (
+        "head",
+        "heads",
+        "head_dist",
+        "heads_dist",
+        "aux_head",
+        "fc",
+        "classifier",
+        "classif",
+        "last_linear",
+    )
 )
 
 
@@ -311,8 +321,8 @@ def _checkpoint_blocks(body: nn.Module, name: str) -> None:
             body.set_grad_checkpointing()
     except (AttributeError, AssertionError) as error:  # AssertionError: timm's way to say no
         raise SeeError(
-            f"checkpointing: {name} has no blocks to recompute. Use checkpointing=False, or another "
-            "backbone."
+            f"checkpointing: {name} has no blocks to recompute. Use checkpointing=False, or "
+            "another backbone."
         ) from error
     for block in blocks:
         block.forward = partial(checkpoint, block.forward, use_reentrant=False)
@@ -346,8 +356,8 @@ def create_model(
         }
     elif channels not in (1, 3):
         raise SeeError(
-            f"channels: {backbone} takes images of 1 or 3 channels, got {channels}. conv4 takes any "
-            "number."
+            f"channels: {backbone} takes images of 1 or 3 channels, got {channels}. conv4 takes "
+            "any number."
         )
     else:
         library, name = _find(backbone)

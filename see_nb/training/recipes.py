@@ -29,53 +29,96 @@ BATCH_NORMS = ("train", "eval", "frozen")
 class Recipe:
     "Everything that decides the result of a training."
 
-    dataset: str = "glyphs"  # name of a data set
-    allow_incomplete: bool = False  # train although images of the data set are missing
-    test_fraction: float = 0.5  # share of the classes that test, for a folder of your own
-    train_classes: int = 0  # train on so many of the training classes, drawn by the seed; 0: all
-    backbone: str = "conv4"  # conv4, resnet50, deit_small, or a name of timm or torchvision
-    pretrained: bool = True  # start from published weights, where the backbone has some
-    weights: str = (
-        ""  # file with the backbone's weights instead: a path, or a name in the data root
-    )
-    frozen: bool = False  # train the head only, on features of crops that are made once
-    batch_norms: str = "train"  # of the backbone: train, eval (keep the statistics) or frozen
-    crops: int = 5  # random crops of each photo whose features are kept, when frozen
-    width: int = 16  # channels of the first block of conv4
-    embedding_size: int = 64  # length of the embeddings, D
-    image_size: int = 0  # of the crops, in pixels; 0: images as they are, without crops
-    smallest_crop: float = 0.2  # share of the photo's area
-    resize: int = -1  # shorter side of the cached photos; -1: 8/7 of image_size; 0: no cache
-    interpolation: str = ""  # bicubic or bilinear, between pixels; empty: the backbone's own
-    image_mix: str = ""  # mixup or cutmix: mix the images of a batch; empty: do not
-    mix_probability: float = 0.5  # that a batch is mixed
-    loss: str = "proxy_anchor"  # proxy_anchor, soft_triple, triplet_semihard, ...
-    see: bool = True  # add the SEE term to the loss
-    n_expansion: int = 8  # K, synthetics per source, at most D - 1
-    weight: float = 0.2  # lambda, weight of the SEE term
-    curriculum: str = "rising"  # of the share expanded: rising, constant or threshold
-    fraction: float = 0.4  # share of the batch expanded at the end of its schedule
-    threshold: float = 0.0  # least cosine to the centre at the end; the threshold falls from 1
-    encoder_grad: bool = True  # the encoder learns from the synthetics too; else proxies only
-    proxy_grad: bool = True  # the proxies learn from the synthetics too; else the encoder only
-    expansion: str = "see"  # see, or another augmentation: repeat, random, mixup, none, ...
-    epochs: int = 15  # passes over the training images
-    batch_size: int = 64  # images per step, over all processes
-    samples_per_class: int = 2  # images of each class in a batch
-    replacement: bool = False  # draw the images of a class with replacement
-    learning_rate: float = 1e-2  # of the backbone
-    head_rate: float = 1.0  # learning rate of the head, as a multiple of it
-    proxy_rate: float = 10.0  # learning rate of the loss's parameters, as a multiple of it
-    weight_decay: float = 0.1  # of AdamW, for all of them
-    adam_eps: float = 1e-8  # of AdamW, added to the denominator
-    warmup_epochs: int = 0  # epochs at the start in which the backbone's rate is 0
-    schedule: str = "one_cycle"  # of the rates: one_cycle, constant, step or cosine
-    step_epochs: int = 10  # the step schedule multiplies the rates every so many epochs
-    step_factor: float = 0.5  # by this
-    clip: float = 10.0  # largest element of a gradient, of network and loss; 0: no limit
-    precision: str = "no"  # bf16 or fp16: autocast of the network; head and loss stay in float32
-    validation: float = 0.1  # share of the training classes set aside for the curves; 0: none
-    seed: int = 0  # of weights, batches, crops and frames
+    # name of a data set
+    dataset: str = "glyphs"
+    # train although images of the data set are missing
+    allow_incomplete: bool = False
+    # share of the classes that test, for a folder of your own
+    test_fraction: float = 0.5
+    # train on so many of the training classes, drawn by the seed; 0: all
+    train_classes: int = 0
+    # conv4, resnet50, deit_small, or a name of timm or torchvision
+    backbone: str = "conv4"
+    # start from published weights, where the backbone has some
+    pretrained: bool = True
+    # file with the backbone's weights instead: a path, or a name in the data root
+    weights: str = ""
+    # train the head only, on features of crops that are made once
+    frozen: bool = False
+    # of the backbone: train, eval (keep the statistics) or frozen
+    batch_norms: str = "train"
+    # random crops of each photo whose features are kept, when frozen
+    crops: int = 5
+    # channels of the first block of conv4
+    width: int = 16
+    # length of the embeddings, D
+    embedding_size: int = 64
+    # of the crops, in pixels; 0: images as they are, without crops
+    image_size: int = 0
+    # share of the photo's area
+    smallest_crop: float = 0.2
+    # shorter side of the cached photos; -1: 8/7 of image_size; 0: no cache
+    resize: int = -1
+    # bicubic or bilinear, between pixels; empty: the backbone's own
+    interpolation: str = ""
+    # mixup or cutmix: mix the images of a batch; empty: do not
+    image_mix: str = ""
+    # that a batch is mixed
+    mix_probability: float = 0.5
+    # proxy_anchor, soft_triple, triplet_semihard, ...
+    loss: str = "proxy_anchor"
+    # add the SEE term to the loss
+    see: bool = True
+    # K, synthetics per source, at most D - 1
+    n_expansion: int = 8
+    # lambda, weight of the SEE term
+    weight: float = 0.2
+    # of the share expanded: rising, constant or threshold
+    curriculum: str = "rising"
+    # share of the batch expanded at the end of its schedule
+    fraction: float = 0.4
+    # least cosine to the centre at the end; the threshold falls from 1
+    threshold: float = 0.0
+    # the encoder learns from the synthetics too; else proxies only
+    encoder_grad: bool = True
+    # the proxies learn from the synthetics too; else the encoder only
+    proxy_grad: bool = True
+    # see, or another augmentation: repeat, random, mixup, none, ...
+    expansion: str = "see"
+    # passes over the training images
+    epochs: int = 15
+    # images per step, over all processes
+    batch_size: int = 64
+    # images of each class in a batch
+    samples_per_class: int = 2
+    # draw the images of a class with replacement
+    replacement: bool = False
+    # of the backbone
+    learning_rate: float = 1e-2
+    # learning rate of the head, as a multiple of it
+    head_rate: float = 1.0
+    # learning rate of the loss's parameters, as a multiple of it
+    proxy_rate: float = 10.0
+    # of AdamW, for all of them
+    weight_decay: float = 0.1
+    # of AdamW, added to the denominator
+    adam_eps: float = 1e-8
+    # epochs at the start in which the backbone's rate is 0
+    warmup_epochs: int = 0
+    # of the rates: one_cycle, constant, step or cosine
+    schedule: str = "one_cycle"
+    # the step schedule multiplies the rates every so many epochs
+    step_epochs: int = 10
+    # by this
+    step_factor: float = 0.5
+    # largest element of a gradient, of network and loss; 0: no limit
+    clip: float = 10.0
+    # bf16 or fp16: autocast of the network; head and loss stay in float32
+    precision: str = "no"
+    # share of the training classes set aside for the curves; 0: none
+    validation: float = 0.1
+    # of weights, batches, crops and frames
+    seed: int = 0
 
     def __post_init__(self):
         for field in fields(self):  # 1 and 1.0 are one value: one fingerprint, one row

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torchvision.transforms import v2
 
 from ..errors import SeeError
+from .models import EmbeddingModel
 from .recipes import Recipe
 
 # %% ../../nbs/training/04_steps.ipynb #c05
@@ -119,6 +120,7 @@ class Step(nn.Module):
     ):
         super().__init__()
         self.encoder, self.objective = encoder, objective
+        self.takers = tuple(m for m in objective.modules() if hasattr(m, "take"))
 
     def forward(
         self,
@@ -126,22 +128,33 @@ class Step(nn.Module):
         labels: Tensor,  # (B / processes,)
         mixed: tuple[Tensor, Tensor] | None = None,  # of mixed images: other labels, own share
     ) -> tuple[Tensor, Tensor]:  # the loss; whether images, embeddings and loss are broken, (3,)
-        embeddings = self.encoder(images)
+        features, embeddings = self._embed(images)
         whole = torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1
         gather = _Gather.apply if whole else nn.Identity()
         with torch.autocast(images.device.type, enabled=False):
             embeddings = gather(embeddings.float())
+            for taker in self.takers:
+                taker.take(gather(features.float()), getattr(self.encoder, "head", self.encoder))
             value = self.objective(embeddings, gather(labels))
             if mixed is not None:
                 others, share = mixed
                 value = share * value + (1 - share) * self.objective(embeddings, gather(others))
         return value, torch.stack([~t.isfinite().all() for t in (images, embeddings, value)])
 
+    def _embed(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        "What the head is fed, if anyone wants it, and the embeddings."
+        if not self.takers or not isinstance(self.encoder, EmbeddingModel):
+            return images, self.encoder(images)
+        features = self.encoder.features(images)
+        return features, self.encoder.head(features)
+
 # %% ../../nbs/training/04_steps.ipynb #c17
 _CAUSES = (
     "images of the batch hold NaN or Inf. Look at the data",
-    "the embeddings are NaN or Inf while the images are fine: the weights have diverged. "
-    "Lower learning_rate, or use precision 'no'",
+    (
+        "the embeddings are NaN or Inf while the images are fine: the weights have diverged. "
+        "Lower learning_rate, or use precision 'no'"
+    ),
     "the loss is NaN or Inf while the embeddings are fine. Lower proxy_rate, or look at the loss",
 )
 
