@@ -11,17 +11,19 @@ from unittest.mock import patch
 import pytest
 import torch
 
-from see_nb.training import steps, training
+from see_nb.training import splits, steps, training
 from see_nb.method.registry import EXPANSIONS, LOSSES, build_loss
 from see_nb.training.checkpoints import read_checkpoint
 from see_nb.data.datasets import RetrievalDataset, data_root, dataset_states, load_dataset
 from see_nb.data.crops import Crops
+from see_nb.errors import SeeError
 from see_nb.method.see_loss import SEELoss
 from see_nb.training.presets import PRESETS
 from see_nb.training.recipes import Recipe
 from see_nb.experiments.statistics import comparison_table, small_experiments
 from see_nb.training.results import read_rows
-from see_nb.training.training import load_model, load_split, train
+from see_nb.training.splits import load_split
+from see_nb.training.training import load_model, train
 
 SMALL = Recipe(embedding_size=12, epochs=2, width=4, batch_size=24, validation=0.0)
 
@@ -48,7 +50,7 @@ def tiny(monkeypatch):
         for split, s in (("train", slice(0, 20)), ("test", slice(20, 40)))
     }
     monkeypatch.setattr(
-        training, "load_dataset", lambda name, root=None, split="train", **options: halves[split]
+        splits, "load_dataset", lambda name, root=None, split="train", **options: halves[split]
     )
     return halves
 
@@ -148,7 +150,7 @@ def test_every_kind_of_loss_goes_on_to_the_bit(tiny, tmp_path, loss):
 
     each, real, count = (
         LOSSES[loss].samples_per_class,
-        training._Training.train_step,
+        training.Training.train_step,
         iter(range(1000)),
     )
     recipe = replace(SMALL, loss=loss, epochs=4, samples_per_class=each, batch_size=each * 4)
@@ -159,7 +161,7 @@ def test_every_kind_of_loss_goes_on_to_the_bit(tiny, tmp_path, loss):
         real(self, images, labels)
 
     options = {"checkpoint": tmp_path / "c.pt", "checkpoint_every": 2, "progress": False}
-    with patch.object(training._Training, "train_step", step), pytest.raises(PowerCut):
+    with patch.object(training.Training, "train_step", step), pytest.raises(PowerCut):
         train(recipe, **options)
     train(recipe, resume=True, **options)
     train(recipe, checkpoint=tmp_path / "whole.pt", progress=False)
@@ -308,10 +310,10 @@ def test_a_disk_that_fills_up_leaves_the_last_checkpoint(tiny, tmp_path):
     real, recipe = torch.save, replace(SMALL, epochs=4)
     with (
         patch.object(torch, "save", full),
-        pytest.raises(ValueError, match="No space left on device.*The one before is whole"),
+        pytest.raises(ValueError, match="the disk is full.*The one before is whole"),
     ):
         train(recipe, checkpoint=path, progress=False)
-    assert read_checkpoint(path)["epoch"] == 2 and [p.name for p in tmp_path.iterdir()] == ["c.pt"]
+    assert read_checkpoint(path)["epoch"] == 2 and [p.name for p in tmp_path.glob("[!.]*")] == ["c.pt"]
     resumed, whole = (
         train(recipe, checkpoint=path, resume=True, progress=False),
         train(recipe, progress=False),
@@ -338,7 +340,7 @@ def test_a_disk_that_fills_up_leaves_the_last_checkpoint(tiny, tmp_path):
     ],
 )
 def test_a_broken_step_is_told_and_no_checkpoint_is_overwritten(tiny, tmp_path, breaks, message):
-    real, path = training._Training.train_step, tmp_path / "c.pt"
+    real, path = training.Training.train_step, tmp_path / "c.pt"
 
     def step(self, images, labels):
         if self.steps_done == 9:
@@ -353,7 +355,7 @@ def test_a_broken_step_is_told_and_no_checkpoint_is_overwritten(tiny, tmp_path, 
         real(self, images, labels)
 
     with (
-        patch.object(training._Training, "train_step", step),
+        patch.object(training.Training, "train_step", step),
         pytest.raises(ValueError, match=message),
     ):
         train(replace(SMALL, epochs=3), checkpoint=path, checkpoint_every=1, progress=False)
@@ -387,8 +389,8 @@ def test_a_checkpoint_with_code_in_it_is_refused(tmp_path):
         def __reduce__(self):
             return (open, (str(tmp_path / "attacked"), "w"))
 
-    torch.save({"format": 2, "recipe": Attack()}, tmp_path / "checkpoint.pt")
-    with pytest.raises(ValueError, match="was not written by `see-nb train`"):
+    torch.save({"format": 3, "recipe": Attack()}, tmp_path / "checkpoint.pt")
+    with pytest.raises(SeeError, match="something else than tensors and plain values"):
         load_model(tmp_path / "checkpoint.pt")
     assert not (tmp_path / "attacked").exists()
 
@@ -485,7 +487,7 @@ PROCESSES = """
 import sys
 from unittest.mock import patch
 import torch
-from see_nb.training import steps, training
+from see_nb.training import splits, steps, training
 from see_nb.method.registry import EXPANSIONS
 from see_nb.data.datasets import load_dataset
 from see_nb.retrieval.embedding import embed, evaluate
@@ -494,7 +496,7 @@ from see_nb.training.recipes import Recipe
 class Enough(Exception):
     pass
 
-results, real = {}, training._Training.train_step
+results, real = {}, training.Training.train_step
 for see in (False, True):
     recipe = Recipe(backbone="test_convnext", pretrained=False, image_size=32, embedding_size=12, batch_size=24, epochs=1, see=see,
                     validation=0, learning_rate=1e-5, proxy_rate=1e3, schedule="constant", curriculum="constant")
@@ -508,7 +510,7 @@ for see in (False, True):
         real(self, images, labels)
         losses.append(self.total.item() - before)
         last[:] = [self]
-    with patch.object(training._Training, "train_step", step):
+    with patch.object(training.Training, "train_step", step):
         try:
             training.train(recipe, progress=False)
         except Enough:
@@ -598,7 +600,7 @@ def test_photos_are_checked_before_training_starts(tmp_path):
         damaged = tmp_path / f"class {label}" / "2.jpg"
         damaged.write_bytes(damaged.read_bytes()[:150])
     taken = []
-    with patch.object(training._Training, "train_step", lambda *a: taken.append(a)):
+    with patch.object(training.Training, "train_step", lambda *a: taken.append(a)):
         for resize in (-1, 0):
             with pytest.raises(ValueError, match=r"class \d/2.jpg"):
                 train(replace(recipe, resize=resize), root=tmp_path, progress=False)

@@ -22,7 +22,7 @@ from ..files import replacing
 from ..retrieval.index import Index
 from .models import EmbeddingModel
 from .recipes import Recipe
-from .training import Run, _empty_model, load_run
+from .training import Run, empty_model, load_run
 
 # %% ../../nbs/training/08_export.ipynb #c07
 _CARD = """---
@@ -101,7 +101,7 @@ class HubModel(nn.Module, PyTorchModelHubMixin):
     ):
         super().__init__()
         self.recipe, self.classes, self.row = Recipe(**recipe), classes or [], row or {}
-        self.encoder = _empty_model(self.recipe, channels, pretrained=False).eval()
+        self.encoder = empty_model(self.recipe, channels, pretrained=False).eval()
 
     def forward(self, images: Tensor) -> Tensor:  # (B, channels, H, W) -> unit rows (B, D)
         return self.encoder(images)

@@ -88,7 +88,7 @@ def make_objective(
     n_features: int = 0,  # F, of the backbone; only some losses and augmentations need it
 ) -> nn.Module:  # the loss, inside SEE or not
     "The loss of a recipe."
-    sizes = n_classes, recipe.embedding_size, n_features
+    sizes = n_classes, recipe.embedding_size
     loss, miner = build_loss(recipe.loss, *sizes), build_miner(recipe.loss)
     if not recipe.see:
         return Mined(loss, miner) if miner else loss
@@ -104,7 +104,7 @@ def make_objective(
     )
 
 
-def _expansion(recipe: Recipe, sizes: tuple[int, int, int]):
+def _expansion(recipe: Recipe, sizes: tuple[int, ...]):
     "The closed form draws no points: SEELoss knows it by its name."
     name = recipe.expansion
     return name if name == "closed_form" else build_expansion(name, *sizes)
