@@ -112,6 +112,8 @@ class Train(Command):
     check: bool = True
     # spend time to save memory: compute activations again in the backward pass
     checkpointing: bool = False
+    # log to tensorboard, wandb or another tracker of accelerate
+    tracker: str = ""
     # show the recipe and stop
     show: bool = False
 
@@ -145,11 +147,13 @@ class Train(Command):
             n_workers=self.workers,
             check=self.check,
             checkpointing=self.checkpointing,
+            untrained=True,
+            tracker=self.tracker,
         )
         if PartialState().is_main_process:
             size, seed = recipe.embedding_size, recipe.seed
             print(f"{recipe.method} on {recipe.dataset}, D = {size}, seed {seed}, test classes:")
-            show_metrics(run.metrics)
+            show_metrics(run.metrics, run.row.get("untrained"))
             print(f"The model is at {self.output / 'checkpoint.pt'}")
             if recipe.dataset == "folder":
                 from see_nb.training.report import write_report
@@ -166,10 +170,14 @@ class Train(Command):
         return preset(self.preset, **changes) if self.preset else Recipe(**changes)
 
 
-def show_metrics(metrics: dict[str, float]) -> None:
-    "Metrics in percent, one a line."
+def show_metrics(
+    metrics: dict[str, float],
+    untrained: dict[str, float] | None = None,  # of the same network before training
+) -> None:
+    "Metrics in percent, one a line, beside those of the untrained network."
     for name, value in metrics.items():
-        print(f"{name:>12}  {value:7.2%}")
+        before = (untrained or {}).get(name)
+        print(f"{name:>12}  {value:7.2%}" + (f"   untrained {before:7.2%}" if before else ""))
 
 # %% ../nbs/cli.ipynb #c10
 @dataclass
@@ -184,12 +192,16 @@ class Evaluate(Command):
 
     def run(self) -> None:
         from see_nb.retrieval.embedding import evaluate
-        from see_nb.training.training import load_model, load_split
+        from see_nb.training.splits import load_split
+        from see_nb.training.training import load_run
 
-        recipe, model = load_model(self.checkpoint)
-        dataset = load_split(replace(recipe, dataset=self.dataset or recipe.dataset), self.root)
+        run = load_run(self.checkpoint)
+        recipe, trained = run.recipe, run.data["train"]
+        tested = replace(recipe, dataset=self.dataset or recipe.dataset)
+        dataset = load_split(tested, self.root, trained=trained)
         print(f"{recipe.method}, trained on {recipe.dataset}, tested on {dataset}")
-        show_metrics(evaluate(model, dataset, image_size=recipe.image_size))
+        before = {} if self.dataset else run.row.get("untrained", {})
+        show_metrics(evaluate(run.model, dataset, image_size=recipe.image_size), before)
 
 # %% ../nbs/cli.ipynb #c11
 @dataclass
