@@ -157,7 +157,7 @@ class Train(Command):
             print(f"The model is at {self.output / 'checkpoint.pt'}")
             if recipe.dataset == "folder":
                 from see_nb.training.report import write_report
-                from see_nb.training.training import load_split
+                from see_nb.training.splits import load_split
 
                 test = load_split(recipe, self.root)
                 page = write_report(run, test, self.output / "report.html")

@@ -13,7 +13,7 @@ import torch
 from see_nb.data.datasets import data_root
 from see_nb.retrieval.index import Index
 from see_nb.training.recipes import Recipe
-from see_nb.training.training import Run, _empty_model, make_objective
+from see_nb.training.training import Run, empty_model, make_objective
 
 pytest.importorskip("gradio", reason="the extra [app] is not installed")
 api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
@@ -41,7 +41,7 @@ def folder(tmp_path_factory) -> Path:
         recipe = Recipe(dataset="folder", embedding_size=64, image_size=128, **options)
         torch.manual_seed(0)
         weights = {"weights": recipe.weights} if recipe.weights else {}
-        model = _empty_model(recipe, 3, pretrained=False, **weights).eval()
+        model = empty_model(recipe, 3, pretrained=False, **weights).eval()
         source = str(top / f"{name}.pt")
         Run(recipe, model, make_objective(recipe, 2), ["a", "b"], {}).save(source)
         Index.build(model, top / "photos", source=source, path=top / f"{name}.index")

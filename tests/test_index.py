@@ -20,7 +20,7 @@ from see_nb.retrieval import index as module
 from see_nb.retrieval.index import Index
 from see_nb.training.export import open_model
 from see_nb.training.recipes import Recipe
-from see_nb.training.training import Run, _empty_model, make_objective
+from see_nb.training.training import Run, empty_model, make_objective
 
 
 def picture(path: Path, seed: int, size: int = 40) -> Path:
@@ -35,7 +35,7 @@ def save_model(path: Path, seed: int) -> Path:
     "The checkpoint of a small network."
     recipe = Recipe(dataset="folder", embedding_size=16, image_size=32, width=4)
     torch.manual_seed(seed)
-    model = _empty_model(recipe, 3, pretrained=False).eval()
+    model = empty_model(recipe, 3, pretrained=False).eval()
     Run(recipe, model, make_objective(recipe, 2), ["a", "b"], {}).save(path)
     return path
 

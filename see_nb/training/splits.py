@@ -10,10 +10,10 @@ import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..data.cache import cache_photos
-from ..data.crops import shorter_side
 from torch import nn
 
+from ..data.cache import cache_photos
+from ..data.crops import shorter_side
 from see_nb.data.datasets import (
     RetrievalDataset,
     data_root,

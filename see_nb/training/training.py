@@ -25,10 +25,10 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import broadcast_object_list
-from ..data.crops import train_transform
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from ..data.crops import train_transform
 from ..data.datasets import RetrievalDataset, data_root
 from ..data.photos import Photos
 from ..errors import SeeError
