@@ -35,7 +35,7 @@ def take_turns(
     functions: dict[str, Callable[[], object]],  # name -> what to time
     rounds: int = 9,
     seconds: float = 0.1,  # that the calls of one function may take in one round; there is always one call
-) -> pd.DataFrame:  # seconds of the fastest call: a row a round, a column a function
+) -> pd.DataFrame:  # seconds of the fastest call: one row per round, one column per function
     "Time functions side by side."
     if rounds < 1:
         raise SeeError(f"rounds: expected at least 1, got {rounds}.")
@@ -290,7 +290,7 @@ def _budget(
 
 def budget_table(
     rows: pd.DataFrame,  # of `latest`
-) -> pd.DataFrame:  # texts, a row a budget: met if it is kept, by both quartiles where the median is told; open if by one of them
+) -> pd.DataFrame:  # texts, one row per budget: met if it is kept, by both quartiles where the median is told; open if by one of them
     "Every budget of the project beside what was measured."
     return pd.DataFrame([_budget(rows, *budget) for budget in _BUDGETS])
 

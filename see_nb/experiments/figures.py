@@ -47,10 +47,10 @@ def light(
 # %% ../../nbs/experiments/05_figures.ipynb #c11
 def contact_sheet(
     images: Tensor,  # uint8, (rows * columns, channels, H, W), row by row
-    columns: int,  # images a row
+    columns: int,  # images per row
     *,
     frame: dict[int, str] | None = None,  # image number -> colour of a frame around it
-    scale: float = 0.5,  # inches an image
+    scale: float = 0.5,  # inches per image
     ax=None,  # axes to draw on; new ones when None
 ):  # the axes
     "Images on a grid, with coloured frames around some of them."

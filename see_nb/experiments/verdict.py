@@ -28,7 +28,7 @@ NO_ROWS = (
 # %% ../../nbs/experiments/11_verdict.ipynb #c05
 def evidence_rows(
     path: str | Path,  # of evidence.jsonl
-) -> pd.DataFrame:  # a row a run of Proxy-Anchor, alone or with SEE; empty without a file
+) -> pd.DataFrame:  # one row per run of Proxy-Anchor, alone or with SEE; empty without a file
     "The rows that the verdict is made of."
     rows = read_rows(path)
     if rows.empty:
@@ -44,7 +44,7 @@ CELL = ["dataset", "frozen", "embedding_size"]
 
 def compare(
     rows: pd.DataFrame,  # of `evidence_rows`
-) -> pd.DataFrame:  # a row a cell and setting: alone, difference, half, p, corrected, n
+) -> pd.DataFrame:  # one row per cell and setting: alone, difference, half, p, corrected, n
     "Recall@1 with SEE minus without, paired by seed; half of the 95 % interval; p after Holm."
     if rows.empty:
         return rows

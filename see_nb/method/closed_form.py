@@ -56,8 +56,8 @@ def log_mean_exp(
 def expected_proxy_anchor(
     embeddings: Tensor,  # sources, unit rows, (B, D)
     labels: Tensor,  # (B,)
-    proxies: Tensor,  # one a class, normalised here, (C, D)
-    n_expansion: int,  # K, synthetics a source, 1 <= K <= D - 1
+    proxies: Tensor,  # one per class, normalised here, (C, D)
+    n_expansion: int,  # K, synthetics per source, 1 <= K <= D - 1
     *,
     alpha: float = 32,  # sharpness
     margin: float = 0.1,  # in cosine

@@ -73,7 +73,7 @@ def select_closest(
     "The embeddings closest to their own centre."
     if similarity.ndim != 1:
         raise SeeError(
-            f"similarity: expected one number an embedding, (B,), got {tuple(similarity.shape)}."
+            f"similarity: expected one number per embedding, (B,), got {tuple(similarity.shape)}."
         )
     if not 0 <= fraction <= 1:
         raise SeeError(f"fraction: expected a share in [0, 1], got {fraction}.")

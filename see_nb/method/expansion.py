@@ -21,7 +21,7 @@ def full_precision(x: Tensor) -> Tensor:
 
 # %% ../../nbs/method/02_expansion.ipynb #c08
 def check_n_expansion(
-    n_expansion: int,  # K, synthetics a source
+    n_expansion: int,  # K, synthetics per source
     embedding_size: int,  # D
 ) -> None:
     "A ValueError unless 1 <= K <= D - 1."
@@ -62,7 +62,7 @@ def _check_expansion(embeddings: Tensor, centers: Tensor, n_expansion: int) -> N
 def expand_reference(
     embeddings: Tensor,  # sources, unit rows, (B, D)
     centers: Tensor,  # unit centre of each source's class, (B, D)
-    n_expansion: int,  # K, synthetics a source, 1 <= K <= D - 1
+    n_expansion: int,  # K, synthetics per source, 1 <= K <= D - 1
     *,
     generator: torch.Generator | None = None,  # of the random directions
 ) -> Tensor:  # (B, K, D)
@@ -141,7 +141,7 @@ def _decompose(embeddings: Tensor, centers: Tensor) -> tuple[Tensor, Tensor, Ten
 def expand(
     embeddings: Tensor,  # sources, unit rows, (B, D)
     centers: Tensor,  # unit centre of each source's class, (B, D); a constant for the gradient
-    n_expansion: int,  # K, synthetics a source, 1 <= K <= D - 1
+    n_expansion: int,  # K, synthetics per source, 1 <= K <= D - 1
     *,
     generator: torch.Generator | None = None,  # of the random frames; may live on another device
 ) -> Tensor:  # (B, K, D), unit rows, dtype and device of the embeddings
@@ -158,7 +158,7 @@ def expand(
 def repeat_sources(
     embeddings: Tensor,  # sources, unit rows, (B, D)
     centers: Tensor,  # unit centre of each source's class, (B, D); not used
-    n_expansion: int,  # K, copies a source
+    n_expansion: int,  # K, copies per source
     *,
     generator: torch.Generator | None = None,  # not used
 ) -> Tensor:  # (B, K, D)
@@ -170,7 +170,7 @@ def repeat_sources(
 def random_directions(
     embeddings: Tensor,  # sources, unit rows, (B, D)
     centers: Tensor,  # unit centre of each source's class, (B, D); a constant for the gradient
-    n_expansion: int,  # K, synthetics a source
+    n_expansion: int,  # K, synthetics per source
     *,
     generator: torch.Generator | None = None,  # of the directions; may live on another device
 ) -> Tensor:  # (B, K, D), unit rows

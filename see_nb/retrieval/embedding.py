@@ -227,7 +227,7 @@ def crop_features(
     dataset: RetrievalDataset,  # N photos
     image_size: int,  # side of the crops in pixels
     *,
-    n_crops: int = 0,  # random crops a photo; 0: the middle only
+    n_crops: int = 0,  # random crops per photo; 0: the middle only
     smallest: float = 0.2,  # share of the photo's area that the smallest crop covers
     cache: str | Path | None = None,  # folder that keeps the features
     batch_size: int = 64,  # crops at once

@@ -224,7 +224,7 @@ class Found:
         return len(self.queries)
 
     def table(self) -> pd.DataFrame:  # query, rank, path, label, similarity
-        "A row a neighbour."
+        "One row per neighbour."
         n, k = self.rows.shape
         rows = self.rows.ravel()
         return pd.DataFrame(
@@ -302,7 +302,7 @@ class Index:
 
     def __init__(self, model: nn.Module | None, image_size: int, made_by: str, source: str = ""):
         self.model, self.image_size, self.made_by, self.source = model, image_size, made_by, source
-        self.photos = pd.DataFrame({name: [] for name in PHOTO_COLUMNS})  # a row a photo
+        self.photos = pd.DataFrame({name: [] for name in PHOTO_COLUMNS})  # one row per photo
         self.embeddings = np.empty((0, 0), np.float32)  # unit rows, (N, D)
         self.kind, self.recall, self.faster = "exact", 1.0, None  # an approximate faiss index
         self.changes = Changes()  # of the last call of `add`
