@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .photos import Photos, in_threads, read_photo
+from .photos import Photos, content_hashes, in_threads, read_photo
 from ..errors import SeeError, one_of
 from ..files import locked, replacing
 
@@ -68,7 +68,7 @@ def read_index(
     "The index of a cache; nothing for one that is missing, damaged or does not fit its store."
     try:
         rows, size = np.load(index, allow_pickle=False), store.stat().st_size
-    except (OSError, ValueError, EOFError):
+    except Exception:  # noqa: BLE001  numpy raises many kinds for a damaged file
         return None
     if rows.dtype != np.int64 or rows.shape != (n, 3) or (rows < 0).any():
         return None
@@ -92,6 +92,7 @@ def cache_photos(
     if resize < 1:
         raise SeeError(f"resize: expected a shorter side of at least 1 pixel, got {resize}.")
     made = (resize, interpolation)
+    photos = Photos(photos.folder, photos.files, photos.memo or Path(cache))  # as they are now
     key = hashlib.sha256(repr((LAYOUT, *made, photos.identity())).encode()).hexdigest()[:16]
     store, index = (Path(cache) / f"photos-{resize}-{key}.{end}" for end in ("bytes", "npy"))
     with locked(store.with_suffix(".lock")):
@@ -117,5 +118,7 @@ def write_cache(photos: Photos, made: tuple[int, str], store: Path, index: Path)
             height, width = pixels.shape[:2]
             rows.append((height, width, checksum(pixels, height, width)))
             file.write(pixels)
+        if content_hashes(photos.folder, photos.files, photos.memo) != photos.hashes:
+            raise SeeError(f"photos: some in {photos.folder} changed while they were read. Repeat.")
     with replacing(index, durable=False) as part, open(part, "wb") as file:
         np.save(file, np.array(rows, dtype=np.int64).reshape(-1, 3))

@@ -130,6 +130,8 @@ def read_labels(path: Path) -> pd.DataFrame:  # path, label and, where given, sp
     frame = read_list(path, columns, header=1, separator=",")
     frame["path"] = [posixpath.normpath(p.replace("\\", "/")) for p in frame.path]
     frame["label"] = frame.label.map(clean)
+    long = (frame.path.str.len() > 1000) | (frame.label.str.len() > 250)
+    refuse_rows(long, path, 2, frame, "a path of at most 1,000 and a class of at most 250 letters")
     once = "each path once, but this one is listed above already"
     refuse_rows(frame.path.duplicated(), path, 2, frame, once)
     if "split" in frame:
@@ -178,10 +180,11 @@ def choose_split(
     "Say for each photo whether it trains or tests."
     names = sorted(set(frame.label))
     if len(names) < 2:
-        inner = f", or give {folder / names[0]}" if (folder / names[0]).is_dir() else ""
+        inner = [folder / name for name in names if os.path.isdir(folder / name)]
+        way = f", or give {inner[0]}" if inner else ""
         raise SeeError(
             f"{folder}: expected at least two classes, one to train and one to test, got {names}. "
-            f"Add another class{inner}."
+            f"Add another class{way}."
         )
     if test_classes is not None and train_classes is not None:
         raise SeeError("test_classes: expected test_classes or train_classes, got both.")

@@ -61,7 +61,7 @@ def refuse_rows(
     "A SeeError for the first bad row."
     if bad.any():
         row = int(np.argmax(bad))
-        got = " ".join(map(str, rows.iloc[row]))
+        got = " ".join(map(str, rows.iloc[row]))[:200]
         raise SeeError(f"{path}, line {first + row}: expected {expected}, got {got!r}. {CORRECT}")
 
 
@@ -87,6 +87,8 @@ def read_list(
             f"{path}, line {header}: expected the header {separator.join(names)!r}, got {got!r}. "
             f"{CORRECT}"
         )
+    if len(rows) == header:
+        raise SeeError(f"{path}: expected rows below the header, got none. {CORRECT}")
     for line, row in enumerate(rows[header:], header + 1):
         if len(row) != len(names) or not all(value.isprintable() and value for value in row):
             raise SeeError(
