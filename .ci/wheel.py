@@ -46,7 +46,8 @@ def check_modules() -> None:
 def check_loss() -> None:
     "SEE around a loss teaches proxies and encoder."
     generator = torch.Generator().manual_seed(0)
-    embeddings = torch.randn(40, 32, generator=generator, requires_grad=True)
+    embeddings = torch.nn.functional.normalize(torch.randn(40, 32, generator=generator))
+    embeddings.requires_grad_()
     labels = torch.arange(40) % 5
     objective = SEELoss(ProxyAnchorLoss(5, 32), schedule=ExpansionSchedule(epochs=2))
     objective.set_epoch(1)

@@ -156,12 +156,21 @@ class Train(Command):
             show_metrics(run.metrics, run.row.get("untrained"))
             print(f"The model is at {self.output / 'checkpoint.pt'}")
             if recipe.dataset == "folder":
-                from see_nb.training.report import write_report
-                from see_nb.training.splits import load_split
+                self.write_report(run)
 
-                test = load_split(recipe, self.root)
+    def write_report(self, run) -> None:
+        "A page with curves and searches; without the library that draws them, a line that names it."
+        from see_nb.training.report import write_report
+        from see_nb.training.splits import load_split
+
+        test = load_split(run.recipe, self.root)
+        try:
+            with needs("notebooks", "report.html"):
                 page = write_report(run, test, self.output / "report.html")
-                print(f"A report with pictures is at {page}")
+        except SeeError as error:  # the training is done: no reason to fail
+            print(f"see-nb: no report is written. {error}", file=sys.stderr)
+        else:
+            print(f"A report with pictures is at {page}")
 
     def checked_recipe(self) -> Recipe:
         "The recipe of the preset and the options."
