@@ -206,7 +206,7 @@ def test_the_second_term_is_the_loss_of_the_synthetics(batch, seed, fraction, en
     )
     value = see(x, labels)
     see.generator.manual_seed(seed)
-    synthetics, targets = see._expand(x, labels, loss.proxies.detach())
+    synthetics, targets = see.expand_batch(x, labels)
     expected = loss(x, labels) + (0.7 * loss(synthetics, targets) if len(targets) else 0)
     torch.testing.assert_close(value, expected, rtol=1e-5, atol=1e-5)
     for a, b in zip(

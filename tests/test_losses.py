@@ -1,6 +1,9 @@
 "SEE around every loss of the library, and every augmentation inside it."
 
+import copy
 import inspect
+import time
+import tracemalloc
 import warnings
 
 import pytest
@@ -15,16 +18,22 @@ from pytorch_metric_learning.utils.distributed import (
 )
 from torch import nn
 
+from see_nb.errors import SeeError
 from see_nb.method.adapters import (
+    ADAPTERS,
+    PLACES,
     RunningMeans,
+    adapter_of,
     batch_means,
+    class_proxies,
     find_proxies,
+    place_of,
     second_term,
-    second_term_kind,
+    unwrapped,
 )
 from see_nb.method.augmentations import Batch, make_synthetics
 from see_nb.method.registry import EXPANSIONS, build_expansion
-from see_nb.method.see_loss import SEELoss, class_proxies
+from see_nb.method.see_loss import SEELoss
 
 C, D = 6, 12
 OWN = {
@@ -62,25 +71,13 @@ PAIRS = {
     "TupletMarginLoss": ("references", losses.TupletMarginLoss),
 }
 REFUSED = {
-    "DynamicSoftMarginLoss": (
-        losses.DynamicSoftMarginLoss,
-        "backward through the graph a second time",
-    ),  # fails so alone, too
-    "InstanceLoss": (losses.InstanceLoss, "depends on the order of its rows"),
-    "ManifoldLoss": (
-        lambda: losses.ManifoldLoss(D, K=3),
-        "cannot be called with embeddings and labels",
-    ),
-    "SmoothAPLoss": (losses.SmoothAPLoss, "same number of elements"),
-    "VICRegLoss": (losses.VICRegLoss, "labels are ref_labels are not supported"),
-    "MultipleLosses": (
-        lambda: losses.MultipleLosses([losses.ContrastiveLoss()]),
-        "Wrap each of them instead",
-    ),
-    "SelfSupervisedLoss": (
-        lambda: losses.SelfSupervisedLoss(losses.NTXentLoss()),
-        "takes references where SEE gives labels",
-    ),
+    "DynamicSoftMarginLoss": losses.DynamicSoftMarginLoss,
+    "InstanceLoss": losses.InstanceLoss,
+    "ManifoldLoss": lambda: losses.ManifoldLoss(D, K=3),
+    "SmoothAPLoss": losses.SmoothAPLoss,
+    "VICRegLoss": losses.VICRegLoss,
+    "MultipleLosses": lambda: losses.MultipleLosses([losses.ContrastiveLoss()]),
+    "SelfSupervisedLoss": lambda: losses.SelfSupervisedLoss(losses.NTXentLoss()),
 }
 WRAPPERS_AND_BASES = {
     "BaseLossWrapper",
@@ -118,24 +115,121 @@ def test_every_loss_of_the_library_is_served_or_refused():
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_a_refusal_says_why_and_what_to_use(name):
-    make, why = REFUSED[name]
-    with pytest.raises(ValueError, match=why) as error:
-        SEELoss(make())
-    assert "Use a loss" in str(error.value) or "Wrap" in str(error.value)
+def test_a_refusal_gives_the_reason_of_the_table(name):
+    loss = REFUSED[name]()
+    reason = ADAPTERS[type(loss)].refused
+    with pytest.raises(SeeError) as error:
+        SEELoss(loss)
+    assert name in str(error.value) and reason in str(error.value)
 
 
 @every_loss
-def test_the_kind_is_found_without_a_trace(name):
+def test_the_table_says_the_place_and_wrapping_calls_nothing(name):
     loss, _, _ = toy(name)
-    before, state = [p.clone() for p in loss.parameters()], torch.get_rng_state()
+    before, state = copy.deepcopy(loss.state_dict()), torch.get_rng_state()
+    loss.forward = None  # a call would fail
     see = SEELoss(loss)
-    assert see.kind == (PAIRS[name][0] if name in PAIRS else "own")
-    assert all(torch.equal(a, b) and b.grad is None for a, b in zip(before, loss.parameters()))
+    assert see.place == (PAIRS[name][0] if name in PAIRS else "own")
+    assert all(torch.equal(before[k], v) for k, v in loss.state_dict().items())
     assert torch.equal(torch.get_rng_state(), state)
     if name in PAIRS:
-        with pytest.raises(ValueError, match=f"{name} has none"):
+        with pytest.raises(SeeError, match=f"{name} has none"):
             class_proxies(loss)
+
+
+# What the table says, found out by trying: two anchors, each a little nearer to the other class,
+# and two references of each class.
+
+
+def rows_to_try(dim):
+    rows = torch.zeros(6, max(dim, 4))
+    rows[0, :3], rows[1, :2] = torch.tensor([0.6, 0.61, 0.52]), torch.tensor([0.31, 0.3])
+    rows[1, 3], rows[2:4, 0], rows[4:, 1] = 0.9, 1, 1
+    return F.normalize(rows[:, :dim], dim=-1), torch.tensor([0, 1, 0, 0, 1, 1])
+
+
+def value_and_slopes(rows, call):
+    rows = rows.detach().requires_grad_()
+    value = call(rows)
+    value.backward()
+    return value.item(), rows.grad.norm(dim=-1)
+
+
+def in_another_order(loss, rows, order, call):
+    "Whether a call has gradients, and the same value after its rows have changed places."
+    (value, slopes), (other, _) = (value_and_slopes(*call(loss, rows, o)) for o in (None, order))
+    return slopes, abs(value - other) <= 1e-4 * abs(value)
+
+
+def takes_references(loss, rows, y):
+    "A set of references has no order."
+
+    def call(loss, rows, order):
+        order = torch.arange(6) if order is None else order
+        return rows[order], lambda r: loss(r[:2], y[order][:2], None, r[2:], y[order][2:])
+
+    slopes, same = in_another_order(loss, rows, torch.tensor([0, 1, 4, 5, 2, 3]), call)
+    return bool(slopes[2:].sum() > 0) and same
+
+
+def takes_pairs(loss, rows, y):
+    "What is in no pair gets no gradient."
+    rows, y = torch.cat([rows, rows[:1].flip(1)]), torch.cat([y, y[:1]])
+    numbers = [0, 0, 1, 1], [2, 3, 4, 5], [0, 0, 1, 1], [4, 5, 2, 3]
+    pairs = tuple(map(torch.tensor, numbers))
+    _, slopes = value_and_slopes(rows, lambda rows: loss(rows, y, pairs))
+    return bool(slopes[2:6].sum() > 0) and bool(slopes[6] == 0)
+
+
+def takes_a_batch(loss, rows, y):
+    rows, y = torch.cat([rows, rows[:1].flip(1)]), torch.cat([y, y[:1]])
+
+    def call(loss, rows, order):
+        order = torch.arange(7) if order is None else order
+        return rows[order], lambda r: loss(r, y[order])
+
+    slopes, same = in_another_order(loss, rows, torch.tensor([3, 0, 6, 4, 1, 5, 2]), call)
+    return bool((slopes > 0).sum() > 1) and same
+
+
+def tried(question, loss, *batch):
+    try:
+        trial = copy.deepcopy(loss)
+        return all([question(trial, *batch) for _ in range(2)])  # some fail at their second step
+    except Exception:  # whatever a loss raises
+        return False
+
+
+def place_by_trying(loss):
+    "The first of the four that works, or nothing."
+    batch, proxies = rows_to_try(D), getattr(loss, "num_classes", None) or hasattr(loss, "proxies")
+    if proxies and tried(lambda loss, rows, y: loss(rows[:2], y[:2]).isfinite(), loss, *batch):
+        return "own"
+    places = {"references": takes_references, "pairs": takes_pairs, "batch": takes_a_batch}
+    return next((p for p, question in places.items() if tried(question, loss, *batch)), "")
+
+
+@pytest.mark.parametrize("name", [*LOSSES, *(n for n in REFUSED if not n.endswith("sLosses"))])
+def test_the_table_agrees_with_trying(name):
+    torch.manual_seed(0)
+    loss = {**LOSSES, **REFUSED}[name]()
+    if name not in ("MultipleLosses", "SelfSupervisedLoss"):
+        assert place_by_trying(loss) == adapter_of(loss).place
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        losses.TripletMarginLoss(swap=True),
+        losses.TripletMarginLoss(swap=True, triplets_per_anchor=3),
+        *(
+            kind(reducer=reducers.PerAnchorReducer())
+            for kind in (losses.ContrastiveLoss, losses.NTXentLoss, losses.IntraPairVarianceLoss)
+        ),
+    ],
+)
+def test_properties_that_change_the_place_agree_with_trying(loss):
+    assert place_of(loss) == place_by_trying(loss) == "pairs"
 
 
 @every_loss
@@ -168,13 +262,13 @@ def test_gradients_are_finite_and_reach_the_encoder(name, dtype):
 @every_loss
 def test_the_second_term_reaches_the_encoder_through_the_synthetics(name):
     loss, x, labels = toy(name)
-    kind, z = second_term_kind(loss), F.normalize(x.detach(), dim=-1)
+    place, z = place_of(loss), F.normalize(x.detach(), dim=-1)
     synthetics = (
         build_expansion("see")(z, batch_means(z, labels), 4, generator=seeded())
         .flatten(0, 1)
         .requires_grad_()
     )
-    value = second_term(kind, loss, z, labels, synthetics, labels.repeat_interleave(4))
+    value = second_term(place, loss, z, labels, synthetics, labels.repeat_interleave(4))
     (slopes,) = torch.autograd.grad(value, synthetics)
     assert slopes.isfinite().all() and slopes.abs().max() > 1e-6
 
@@ -193,7 +287,7 @@ def test_without_encoder_grad_only_proxies_learn(name):
 
 @pytest.mark.parametrize("name", PAIRS)
 def test_without_proxies_somebody_must_learn(name):
-    with pytest.raises(ValueError, match="encoder_grad: with False only proxies learn"):
+    with pytest.raises(ValueError, match="has no proxies, so only the encoder learns"):
         SEELoss(LOSSES[name](), encoder_grad=False)
 
 
@@ -245,7 +339,7 @@ def test_each_is_expanded_around_the_nearest_proxy_of_its_class(name):
     see = SEELoss(loss, 4, fraction=1.0)
     proxies = find_proxies(loss).detach()
     z = F.normalize(x.detach(), dim=-1)
-    centers = see._centers(z, labels, proxies)
+    centers = see._centers(z, labels)
     cosines = torch.einsum("bd,ckd->bck", z, F.normalize(proxies, dim=-1))
     torch.testing.assert_close((z * centers).sum(-1), cosines[torch.arange(len(z)), labels].amax(1))
 
@@ -253,7 +347,7 @@ def test_each_is_expanded_around_the_nearest_proxy_of_its_class(name):
 def test_lonely_embeddings_are_left_alone():
     loss, x, _ = toy("TripletMarginLoss")
     labels = torch.cat([torch.arange(20), torch.tensor([20, 20, 21, 21])])
-    synthetics, targets = SEELoss(loss, 4, fraction=1.0)._expand(x, labels)
+    synthetics, targets = SEELoss(loss, 4, fraction=1.0).expand_batch(x, labels)
     assert sorted(targets.tolist()) == [20] * 8 + [21] * 8 and len(synthetics) == 16
     alone = torch.arange(24)
     assert torch.equal(SEELoss(loss)(x, alone), loss(x, alone))
@@ -302,16 +396,17 @@ def test_state_dict_round_trip(name):
     torch.testing.assert_close(one(x, labels), two(x, labels), rtol=0, atol=0)
 
 
-def test_tuples_of_a_miner_go_to_the_first_term_and_a_miner_to_both():
+def test_a_miner_reaches_both_terms_and_its_pairs_alone_are_refused():
     loss, x, labels = toy("TripletMarginLoss")
     miner = miners.TripletMarginMiner(margin=0.3, type_of_triplets="all")
     mined = miner(x, labels)
-    given, plain = (SEELoss(loss, generator=seeded())(x, labels, i) for i in (mined, None))
-    torch.testing.assert_close(given - loss(x, labels, mined), plain - loss(x, labels))
+    with pytest.raises(SeeError, match=r"indices_tuple: .* SEELoss\(loss, miner=miner\)"):
+        SEELoss(loss)(x, labels, mined)
+    assert torch.equal(SEELoss(loss, weight=0)(x, labels, mined), loss(x, labels, mined))
     see = SEELoss(loss, miner=miner, generator=seeded())
     value = see(x, labels)
     see.generator.manual_seed(0)
-    synthetics, targets = see._expand(x, labels)
+    synthetics, targets = see.expand_batch(x, labels)
     z = F.normalize(x, dim=-1)
     second = loss(z, labels, miner(z, labels, synthetics, targets), synthetics, targets)
     torch.testing.assert_close(value, loss(x, labels, mined) + 0.2 * second)
@@ -369,7 +464,7 @@ def test_the_memory_holds_images_only_and_its_miner_chooses():
         and plain.queue_idx == inside.queue_idx
     )
     see.generator.manual_seed(2)
-    synthetics, targets = see._expand(y, labels)
+    synthetics, targets = see.expand_batch(y, labels)
     second = inner(y, labels, miner(y, labels, synthetics, targets), synthetics, targets)
     torch.testing.assert_close(value - first, 0.2 * second, rtol=1e-4, atol=1e-6)
     assert second.isfinite() and value.isfinite()
@@ -400,13 +495,287 @@ def test_a_module_of_ones_own_says_where_its_centres_are():
         lambda labels: own.layer.weight[labels],
         nn.Embedding(C, D, _weight=rows),
     ]
-    values = [SEELoss(own, centers=way, generator=seeded())(x, labels) for way in ways]
+    values = [SEELoss(own, place="own", centers=w, generator=seeded())(x, labels) for w in ways]
     assert all(torch.equal(v, values[0]) for v in values) and values[0] != own(x, labels)
-    assert list(SEELoss(own, centers=ways[1]).state_dict()) == ["centers", "loss.layer.weight"]
-    with pytest.raises(ValueError, match="SEE found no place for synthetics in Layer"):
+    kept = list(SEELoss(own, place="own", centers=ways[1]).state_dict())
+    assert kept == ["centers", "loss.layer.weight"]
+    with pytest.raises(SeeError, match="how do synthetics enter Layer") as error:
+        SEELoss(own, centers=ways[1])
+    assert all(f"{place!r} {what}" in str(error.value) for place, what in PLACES.items())
+    with pytest.raises(SeeError, match="Layer has no attribute `proxies`"):
+        SEELoss(own, place="own")
+    with pytest.raises(SeeError, match=r"labels: expected classes 0 to 5"):
+        SEELoss(own, place="own", centers=ways[1])(x, labels + 1)
+    with pytest.raises(SeeError, match="place: expected one of own, references, pairs, batch"):
+        SEELoss(own, place="pair")
+
+
+class Forgetful(nn.Module):
+    "Contrastive over all pairs: not a number for one embedding. Says its place itself."
+
+    see_place = "batch"
+
+    def forward(self, x, y):
+        s, same = F.normalize(x, dim=-1) @ F.normalize(x, dim=-1).T, y[:, None] == y
+        others = ~torch.eye(len(x), dtype=torch.bool)
+        return s[~same].clamp(min=0.2).mean() - s[same & others].mean()
+
+
+class Square(nn.Module):
+    "InsightFace's convention, `weight` (C, D), with as many classes as dimensions."
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(D, D))
+
+    def forward(self, x, y):
+        return F.cross_entropy(9 * F.normalize(x, dim=-1) @ F.normalize(self.weight, dim=-1).T, y)
+
+
+class Memory(nn.Module):
+    "Remembers in a buffer, in a list, in a tensor that is no buffer, and in a number."
+
+    def __init__(self):
+        super().__init__()
+        self.proxies = nn.Parameter(torch.randn(C, D))
+        self.register_buffer("queue", torch.zeros(64, D))
+        self.next, self.sizes, self.last = 0, [], torch.zeros(())
+
+    def forward(self, x, y):
+        z = F.normalize(x, dim=-1)
+        self.queue[(torch.arange(len(z)) + self.next) % 64] = z.detach()
+        self.next += len(z)
+        self.sizes.append(len(z))
+        self.last.copy_(z.detach().mean())
+        self.logits = 9 * z @ F.normalize(self.proxies, dim=-1).T  # with its graph
+        return F.cross_entropy(self.logits, y) + 0.1 * (z @ self.queue.T).mean(), self.logits
+
+
+def test_a_pair_loss_without_a_value_for_one_embedding_is_a_pair_loss():
+    _, x, labels = toy()
+    see = SEELoss(Forgetful(), generator=seeded())
+    value = see(x, labels)
+    see.generator.manual_seed(0)
+    rows, targets = see.expand_batch(x, labels)
+    both = torch.cat([F.normalize(x, dim=-1), rows]), torch.cat([labels, targets])
+    torch.testing.assert_close(value, see.loss(x, labels) + 0.2 * see.loss(*both))
+
+
+def test_weights_of_a_square_matrix_are_read_as_they_are_given():
+    torch.manual_seed(0)
+    own = Square()
+    labels = torch.arange(D)
+    x = F.normalize(own.weight.detach(), dim=-1) + 0.1 * torch.randn(D, D)
+    see = SEELoss(own, place="own", centers=own.weight, fraction=1.0)
+    cosines = (F.normalize(x, dim=-1) * see._centers(F.normalize(x, dim=-1), labels)).sum(-1)
+    assert cosines.min() > 0.8
+    with pytest.raises(SeeError, match="how do synthetics enter Square"):
         SEELoss(own)
-    with pytest.raises(ValueError, match=r"labels: expected classes 0 to 5"):
-        SEELoss(own, centers=ways[1])(x, labels + 1)
+
+
+def test_a_memory_remembers_images_only_and_the_rest_of_the_output_is_passed_on():
+    _, x, labels = toy()
+    own, alone = Memory(), Memory()
+    alone.load_state_dict(own.state_dict())
+    see = SEELoss(own, place="own", generator=seeded())
+    for step in range(3):
+        value, logits = see(x + step, labels)
+        first, expected = alone(x + step, labels)
+        assert torch.equal(logits, expected) and value > first
+    assert torch.equal(own.queue, alone.queue) and torch.equal(own.last, alone.last)
+    assert (own.next, own.sizes) == (alone.next, alone.sizes) == (72, [24, 24, 24])
+    value.backward()
+    assert own.proxies.grad.isfinite().all() and own.proxies.grad.any()
+
+
+def test_dropout_runs_in_both_terms():
+    _, x, labels = toy()
+
+    class Dropped(Layer):
+        def forward(self, x, y):
+            return super().forward(F.dropout(x, 0.5, self.training), y)
+
+    own = Dropped()
+    see = SEELoss(own, place="own", centers=own.layer.weight, generator=seeded())
+    torch.manual_seed(1)
+    value = see(x, labels)
+    see.generator.manual_seed(0)
+    torch.manual_seed(1)
+    expected = own(x, labels) + 0.2 * own(*see.expand_batch(x, labels))
+    torch.testing.assert_close(value, expected)
+
+
+def test_wrapping_many_proxies_copies_nothing_and_asks_nothing():
+    big = losses.ProxyAnchorLoss(100_000, 512)
+    tracemalloc.start()
+    start = time.process_time()
+    see = SEELoss(big, centers=lambda labels: 1 / 0)
+    seconds, (_, peak) = time.process_time() - start, tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert seconds < 0.1 and peak < 1e6 and see.loss is big
+
+
+def test_what_is_no_scalar_is_refused():
+    _, x, labels = toy()
+    for loss in (
+        losses.ContrastiveLoss(reducer=reducers.DoNothingReducer()),
+        nn.CrossEntropyLoss(reduction="none"),
+    ):
+        with pytest.raises(SeeError, match="expected a scalar, or a tuple that begins with one"):
+            SEELoss(loss, place="batch")(x, labels)
+
+
+def test_a_loss_kept_inside_a_module_is_not_taken_for_the_wrapped_one():
+    "A module of one's own may keep a library's loss in `.loss` without being a wrapper."
+
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.loss, self.proxies = nn.CrossEntropyLoss(), nn.Parameter(torch.randn(C, D))
+
+        def forward(self, x, y):
+            return self.loss(F.normalize(x, dim=-1) @ F.normalize(self.proxies, dim=-1).T, y)
+
+    _, x, labels = toy()
+    own = Scaled()
+    assert unwrapped(own) is own
+    see = SEELoss(own, place="own", generator=seeded())
+    value = see(x, labels)
+    see.generator.manual_seed(0)
+    expected = own(x, labels) + 0.2 * own(*see.expand_batch(x, labels))
+    torch.testing.assert_close(value, expected)
+    with pytest.raises(SeeError, match="inside a SEELoss already"):
+        SEELoss(see)
+
+
+def test_a_second_stream_is_expanded_too_or_refused():
+    loss, x, labels = toy("NTXentLoss")
+    other = (x + 0.3 * torch.randn_like(x)).detach().requires_grad_()
+    see = SEELoss(loss, fraction=1.0, generator=seeded())
+    value = see(x, labels, ref_emb=other, ref_labels=labels)
+    see.generator.manual_seed(0)
+    pool = torch.cat([x, other]), torch.cat([labels, labels])
+    rows, targets = see.expand_batch(*pool)
+    assert len(rows) == 8 * 2 * len(x)
+    first = loss(x, labels, None, other, labels)
+    second = loss(F.normalize(x, dim=-1), labels, None, rows, targets)
+    torch.testing.assert_close(value, first + 0.2 * second)
+    assert torch.autograd.grad(value, other)[0].any()
+    memory = losses.CrossBatchMemory(losses.ContrastiveLoss(), D, 64)
+    for refusing in (losses.ProxyAnchorLoss(C, D), losses.HistogramLoss(), memory):
+        with pytest.raises(SeeError, match=r"no place for a second stream. Join them"):
+            SEELoss(refusing)(x, labels, ref_emb=other, ref_labels=labels)
+
+
+def test_inside_the_librarys_wrappers_it_is_refused_by_name():
+    see = SEELoss(losses.ContrastiveLoss())
+    for wrap, words in (
+        (lambda: losses.CrossBatchMemory(see, D), "CrossBatchMemory not supported for SEELoss"),
+        (lambda: losses.SelfSupervisedLoss(see), "SelfSupervisedLoss not supported for SEELoss"),
+        (lambda: DistributedLossWrapper(see), "must extend BaseMetricLossFunction"),
+    ):
+        with pytest.raises(Exception, match=words):
+            wrap()
+
+
+def test_methods_of_the_wrapped_loss_are_reachable():
+    loss, x, labels = toy("SubCenterArcFaceLoss")
+    see = SEELoss(DistributedLossWrapper(loss))
+    assert torch.equal(see.get_logits(x), loss.get_logits(x))
+    found = (torch.as_tensor(part) for part in see.get_outliers(x, labels))
+    expected = (torch.as_tensor(part) for part in loss.get_outliers(x, labels))
+    assert all(torch.equal(a, b) for a, b in zip(found, expected))
+
+
+def test_a_forgotten_epoch_is_noticed():
+    loss, x, labels = toy()
+    see = SEELoss.as_published(loss, epochs=10)
+    with pytest.raises(SeeError, match="call set_epoch"):
+        see(x, labels)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for epoch in range(4):
+            see.set_epoch(epoch)
+            for _ in range(3 + epoch % 2):
+                see(x, labels)
+        see.eval()
+        for _ in range(20):  # evaluation counts for nothing
+            see(x, labels)
+        see.train()
+        for _ in range(4):
+            see(x, labels)
+        with pytest.raises(UserWarning, match="Is set_epoch"):
+            see(x, labels)
+    see = SEELoss.as_published(loss, epochs=10)
+    see.set_epoch(0)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(1001):
+            see(x[:3], labels[:3])
+    assert ["1001 training steps at epoch 0" in str(w.message) for w in caught] == [True]
+
+
+def test_synthetics_that_are_negatives_only():
+    _, x, labels = toy()
+    z = F.normalize(x.detach(), dim=-1)
+    rows = F.normalize(torch.randn(8, D), dim=-1)
+    names = torch.arange(8) % C
+    loss = losses.ContrastiveLoss(pos_margin=0, neg_margin=3)
+    same = (labels[:, None] == labels) & ~torch.eye(len(z), dtype=torch.bool)
+    far = (3 - torch.cdist(z, rows)[labels[:, None] != names]).mean()
+    expected = torch.cdist(z, z)[same].mean() + far
+    for place in ("references", "pairs"):
+        value = second_term(place, loss, z, labels, rows, names, negatives_only=True)
+        torch.testing.assert_close(value, expected, rtol=1e-4, atol=1e-5)
+
+
+def _means_in_two_processes(rank, folder):
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/means", rank=rank, world_size=2
+    )
+    for n_classes in (0, C):
+        _, x, labels = toy("TripletMarginLoss")
+        encoder = nn.Sequential(nn.Linear(D, D), SEEOutput(n_classes))
+        encoder.load_state_dict(torch.load(f"{folder}/start{n_classes}.pt"))
+        model = nn.parallel.DistributedDataParallel(encoder)
+        for step in range(3):  # the processes see different classes, and different numbers of them
+            numbers = torch.arange(len(x)).roll(5 * step)[:16].chunk(2)[rank]
+            encoder[1].labels = labels[numbers]
+            model(x.detach()[numbers]).backward()
+        torch.save(encoder.state_dict(), f"{folder}/{n_classes}-{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+class SEEOutput(nn.Module):
+    "SEE inside the module that DistributedDataParallel wraps, as in Lightning."
+
+    def __init__(self, n_classes):
+        super().__init__()
+        loss = losses.TripletMarginLoss(margin=0.3)
+        self.see = SEELoss(loss, 4, centers=RunningMeans(0.5, n_classes), generator=seeded(3))
+
+    def forward(self, x):
+        return self.see(x, self.labels)
+
+
+def test_running_means_of_two_processes_are_those_of_one(tmp_path):
+    expected = {}
+    for n_classes in (0, C):
+        torch.manual_seed(0)
+        encoder = nn.Sequential(nn.Linear(D, D), SEEOutput(n_classes))
+        torch.save(encoder.state_dict(), tmp_path / f"start{n_classes}.pt")
+        _, x, labels = toy("TripletMarginLoss")
+        for step in range(3):
+            numbers = torch.arange(len(x)).roll(5 * step)[:16]
+            encoder[1].labels = labels[numbers]
+            encoder(x.detach()[numbers])
+        expected[n_classes] = encoder[1].see.centers
+    torch.multiprocessing.spawn(_means_in_two_processes, (str(tmp_path),), nprocs=2)
+    for n_classes, alone in expected.items():
+        for rank in range(2):
+            state = torch.load(tmp_path / f"{n_classes}-{rank}.pt")
+            torch.testing.assert_close(state["1.see.centers.means"], alone.means)
+            assert torch.equal(state["1.see.centers.seen"], alone.seen)
 
 
 def _in_two_processes(rank, names, folder):
@@ -503,7 +872,8 @@ def test_double_precision_stays(name):
     value = SEELoss(loss.double(), centers=RunningMeans())(x.double(), labels)
     assert value.dtype == torch.float64 and gradients(value, x, loss)[0].isfinite().all()
     own = Layer().double()
-    assert SEELoss(own, centers=own.layer.weight)(x.double(), labels).dtype == torch.float64
+    see = SEELoss(own, place="own", centers=own.layer.weight)
+    assert see(x.double(), labels).dtype == torch.float64
 
 
 @settings(max_examples=40, deadline=None)
