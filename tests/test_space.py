@@ -6,7 +6,7 @@ import torch
 from see_nb.training import training
 from see_nb.retrieval.embedding import embed
 from see_nb.data.datasets import RetrievalDataset
-from see_nb.method.see_loss import class_proxies
+from see_nb.method.adapters import class_proxies
 from see_nb.training.recipes import Recipe
 from see_nb.retrieval.space import space_measures
 from see_nb.training.training import train

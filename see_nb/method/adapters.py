@@ -195,9 +195,11 @@ def adapter_of(
     known = next(listed, Adapter(proxies="proxies"))
     if place := getattr(loss, "see_place", ""):
         return Adapter(place, known.proxies)
-    needs_rows = isinstance(getattr(loss, "reducer", None), reducers.PerAnchorReducer)
-    if known is REFERENCES and (needs_rows or getattr(loss, "swap", False)):
-        return PAIRS  # both look for the positives among the anchors
+    reducer = getattr(loss, "reducer", None)
+    parts = getattr(reducer, "reducers", {"": reducer}).values()
+    by_anchor = any(isinstance(part, reducers.PerAnchorReducer) for part in parts)
+    if known is REFERENCES and (by_anchor or getattr(loss, "swap", False)):
+        return PAIRS  # both look for positives among the anchors
     return known
 
 
@@ -238,7 +240,7 @@ def find_proxies(
     if not isinstance(rows, Tensor):
         return None
     rows = rows.T if name.endswith(".T") else rows
-    n_classes = getattr(loss, "num_classes", len(rows))
+    n_classes = getattr(loss, "num_classes", 0) or len(rows)
     if rows.ndim != 2 or len(rows) % n_classes:
         raise SeeError(
             f"proxies of {type(loss).__name__}: expected (C, D), or k rows for each of C "

@@ -22,6 +22,8 @@ from ..errors import SeeError
 class Mined(nn.Module):
     "A loss whose pairs or triplets are chosen anew in each batch."
 
+    see_place = "inner"  # synthetics go to the loss within
+
     def __init__(
         self,
         loss: nn.Module,  # (embeddings, labels, indices_tuple) -> scalar
@@ -187,6 +189,8 @@ class PoincareDistance(distances.BaseDistance):
 class PairSoftmaxLoss(losses.GenericPairLoss):
     "Cross-entropy of each positive pair against the negatives of its anchor, over any distance."
 
+    see_place = "references"
+
     def __init__(
         self,
         temperature: float = 0.2,  # > 0
@@ -215,6 +219,8 @@ class PairSoftmaxLoss(losses.GenericPairLoss):
 # %% ../../nbs/method/07_baselines.ipynb #c27
 class QuadrupletLoss(losses.BaseMetricLossFunction):
     "Triplets, plus positive pairs against pairs of two other classes (Chen et al., CVPR 2017)."
+
+    see_place = "references"
 
     def __init__(
         self,

@@ -104,6 +104,8 @@ class SEELoss(nn.Module):
                 "expected weight >= 0 and 0 <= fraction <= 1, got "
                 f"weight={weight}, fraction={fraction}."
             )
+        if any(isinstance(layer, SEELoss) for layer in layers(loss)):
+            raise SeeError("loss: it is a SEELoss already. Wrap the loss within, once.")
         if isinstance(centers, Tensor) and not isinstance(centers, nn.Parameter):
             self.register_buffer("centers", centers)
         else:
@@ -132,8 +134,6 @@ class SEELoss(nn.Module):
         "The loss has centres, somebody learns, and K fits; or a SeeError."
         inner = unwrapped(self.loss)
         name, proxies = type(inner).__name__, find_proxies(inner)
-        if any(isinstance(layer, SEELoss) for layer in layers(self.loss)):
-            raise SeeError("loss: it is inside a SEELoss already. Wrap the loss within once.")
         if self.place == "own" and proxies is None and self.centers is None:
             raise SeeError(
                 f"centers: {name} has no attribute `proxies` (C, D). Give SEELoss centers=: a tensor "

@@ -159,5 +159,5 @@ def _check_space(embeddings: Tensor, labels: Tensor, proxies: Tensor | None) -> 
     ):
         raise SeeError(
             f"proxies: expected (C, {embeddings.shape[1]}) with C > {labels.max()}, one a class, got {tuple(proxies.shape)}. "
-            "`see_nb.method.see_loss.class_proxies(loss)` gives those of a loss."
+            "`see_nb.method.adapters.class_proxies(loss)` gives those of a loss."
         )

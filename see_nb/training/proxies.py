@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..method.adapters import unwrapped
-from ..method.see_loss import class_proxies
+from ..method.adapters import class_proxies
 
 # %% ../../nbs/training/03_proxies.ipynb #c04
 SIMILARITY_BINS = torch.linspace(-1, 1, 81)
