@@ -116,7 +116,8 @@ def make_page(shelf: Shelf):  # a gradio page
 
     def search(photo, stored, one, other, only, k):
         parts = search_page(shelf, [one] + ([other] if other else []), photo, stored, only, k)
-        return (parts + [""])[:2]
+        second = parts[1] if other else ""
+        return parts[0], gr.HTML(second, visible=bool(second))
 
     def fields_of(name):
         labels = sorted(set(shelf.open(name).photos.label) - {""})
@@ -138,8 +139,8 @@ def make_page(shelf: Shelf):  # a gradio page
                 only = gr.Dropdown(classes, multiselect=True, value=[], label="Only these classes")
                 k = gr.Slider(1, 50, 12, step=1, label="Neighbours")
                 button = gr.Button("Search", variant="primary")
-            with gr.Column(scale=3, min_width=280):
-                left, right = gr.HTML(), gr.HTML()
+            with gr.Column(scale=3, min_width=280), gr.Row():
+                left, right = gr.HTML(min_height=1), gr.HTML(visible=False)
         fields, results = [photo, stored, one, other, only, k], [left, right]
         for event in (button.click, photo.upload, stored.input, other.input, only.input):
             event(search, fields, results, api_visibility="private", show_progress="minimal")
