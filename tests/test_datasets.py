@@ -1,7 +1,11 @@
 "Each data set on a miniature of its true layout, and every kind of damage on disk."
 
+import errno
+import json
 import os
 import shutil
+import subprocess
+import sys
 import tarfile
 import time
 from dataclasses import replace
@@ -10,19 +14,24 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from PIL import Image
 from scipy.io import savemat
 
-from see_nb.data import benchmarks, lists
+from see_nb.data import benchmarks, drawings, lists
 from see_nb.data.archives import md5_of
 from see_nb.data.benchmarks import BENCHMARKS, read_cub
+from see_nb.data.cache import cache_photos
 from see_nb.data.datasets import (
     check_dataset,
     data_root,
     dataset_states,
     load_dataset,
     open_listing,
+    refuse_trained,
+    same_data,
 )
+from see_nb.errors import SeeError
 
 REAL_CUB = data_root() / "CUB_200_2011"
 needs_cub = pytest.mark.skipif(
@@ -186,6 +195,53 @@ def test_labels_follow_the_lists(mini):
     assert train.classes == ["001.Bird_1", "002.Bird_2", "026.Bird_26"]
     for file, label in zip(train.images.files, train.labels.tolist(), strict=True):
         assert file.split("/")[1] == train.classes[label]
+
+
+def cars_kaggle(root: Path) -> dict:
+    folder = root / "cars196"
+    folder.mkdir()
+    names = [*CAR_NAMES[:97], "Make C/V 98 2012", *CAR_NAMES[98:]]
+    (folder / "names.csv").write_text("".join(f"{name}\n" for name in names))
+    for part, remainder in (("train", 0), ("test", 1)):
+        classes = [c for i, c in enumerate(CARS, 1) if i % 2 == remainder]
+        lines = [f"{i:05d}.jpg,1,1,20,18,{c}\n" for i, c in enumerate(classes, 1)]
+        (folder / f"anno_{part}.csv").write_text("".join(lines))
+        for i, c in enumerate(classes, 1):
+            name = names[c - 1].replace("/", "-")
+            photo(folder / "car_data" / "car_data" / part / name / f"{i:05d}.jpg")
+    return {"train": (2, 5), "test": (2, 3)}
+
+
+def test_the_layout_of_kaggle_gives_the_same_classes(mini):
+    root = mini("cars196", cars_kaggle)
+    train, test = load_dataset("cars196", root, check=True), load_dataset("cars196", root, "test")
+    assert train.classes == [
+        "Make Model 1 2012",
+        "Make C/V 98 2012",
+    ]  # the slash is not in the folder
+    assert (train.labels.tolist(), test.labels.tolist()) == ([0, 0, 1, 1, 1], [0, 0, 1])
+    assert "car_data/car_data/test/Make C-V 98 2012/00002.jpg" in train.images.files
+    assert dataset_states(root)["cars196"]["state"] == "there and complete"
+    (root / "cars196" / "anno_test.csv").write_text("00001.jpg,1,1,20,18,197\n")
+    with pytest.raises(SeeError, match="anno_test.csv, line 1: expected a class from 1 to 196"):
+        load_dataset("cars196", root)
+
+
+@pytest.mark.parametrize(
+    "name, ours, theirs",
+    [
+        ("cub200", "CUB_200_2011", "cub_200/CUB_200_2011"),
+        ("cars196", "cars196", "stanford_cars"),
+        ("sop", "Stanford_Online_Products", "SOP"),
+        ("inshop", "inshop", "In-Shop/In-shop Clothes Retrieval Benchmark"),
+    ],
+)
+def test_the_folder_names_of_the_authors_count_too(mini, name, ours, theirs):
+    root = mini(name)
+    (root / theirs).parent.mkdir(exist_ok=True)
+    (root / ours).rename(root / theirs)
+    assert dataset_states(root)[name]["state"] == "there and complete"
+    assert load_dataset(name, root, check=True).images.folder == root / theirs
 
 
 @pytest.mark.parametrize("labels_in", ["", "devkit/"])
@@ -609,3 +665,147 @@ def test_opening_takes_time_in_proportion_to_the_number_of_classes(tmp_path, mon
         return time.perf_counter() - start
 
     assert seconds(40_000) < 40 * min(seconds(4_000) for _ in range(3))
+
+
+# Places
+
+
+def test_a_root_that_is_no_folder_is_told(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    for place, message in (
+        (tmp_path / "file", "file is none"),
+        (tmp_path / "file" / "below", "file is none"),
+        (tmp_path / "loop" / "below", "loop is none"),
+        ("~nobody_of_this_name/data", "no such home"),
+    ):
+        for call in (
+            lambda place=place: load_dataset("glyphs", place),
+            lambda place=place: dataset_states(place),
+            lambda place=place: check_dataset("glyphs", place),
+        ):
+            with pytest.raises(SeeError, match=message):
+                call()
+        monkeypatch.setenv("SEE_NB_DATA", str(place))
+        with pytest.raises(SeeError, match=message):
+            load_dataset("glyphs")
+    with pytest.raises(SeeError, match="there is no folder"):
+        dataset_states(tmp_path / "nowhere")
+    monkeypatch.setenv("SEE_NB_DATA", str(tmp_path / "nowhere"))
+    assert dataset_states()["glyphs"]["state"] == "not drawn yet"
+
+
+@pytest.fixture
+def two_letters(monkeypatch):
+    "Glyphs that are drawn in no time."
+    pixels = np.arange(4 * 28 * 28, dtype=np.uint8).reshape(4, 28, 28)
+    made = pixels, np.array([0, 0, 1, 1]), ["a", "b"]
+    monkeypatch.setattr(drawings, "draw_glyphs", lambda: made)
+
+
+@pytest.mark.parametrize("trouble", ["a folder in the way", "full", "read-only"])
+def test_letters_are_drawn_where_they_cannot_be_kept(tmp_path, monkeypatch, two_letters, trouble):
+    number = {"full": errno.ENOSPC, "read-only": errno.EROFS}.get(trouble)
+    if number:
+
+        def refuse(*_, **__):
+            raise OSError(number, os.strerror(number))
+
+        monkeypatch.setattr(np, "savez_compressed", refuse)
+    else:
+        (tmp_path / "glyphs-v1.npz").mkdir()
+    words = {"full": "disk is full", "read-only": "is read-only"}.get(trouble, "a folder of that")
+    with pytest.warns(UserWarning, match=f"{words}.*It is made anew each time"):
+        train = load_dataset("glyphs", tmp_path)
+    assert len(train) == 2 and not list(tmp_path.glob(".*part*"))
+
+
+@pytest.mark.parametrize("damage", [b"", b"PK", b"words"])
+def test_damaged_letters_are_drawn_anew(tmp_path, two_letters, damage, capsys):
+    first = load_dataset("glyphs", tmp_path)
+    (tmp_path / "glyphs-v1.npz").write_bytes(damage)
+    assert load_dataset("glyphs", tmp_path).image_hash == first.image_hash
+    assert "it is made anew" in capsys.readouterr().out
+
+
+def test_letters_need_matplotlib_and_nothing_else_does(own_kitchen, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(SeeError, match=r'matplotlib is not installed. Run: pip install "see-nb'):
+        load_dataset("glyphs", own_kitchen)
+    assert len(load_dataset("folder", own_kitchen)) == 4
+
+
+# Is it the same data set?
+
+
+@pytest.fixture
+def own_kitchen(tmp_path) -> Path:
+    for i, name in enumerate(("cup", "fork", "knife", "wok")):
+        for k in range(2):
+            photo(tmp_path / "own" / name / f"{k}.bmp", (60 * i, 100 * k, 0))
+    return tmp_path / "own"
+
+
+CHANGES = {
+    "class renamed": lambda f: (f / "cup").rename(f / "mug"),
+    "class added": lambda f: photo(f / "a" / "0.bmp"),
+    "photo added": lambda f: photo(f / "cup" / "2.bmp"),
+    "photo lost": lambda f: (f / "cup" / "1.bmp").unlink(),
+    "photo replaced": lambda f: photo(f / "cup" / "1.bmp", (9, 9, 9)),
+    "photos exchanged": lambda f: (
+        (f / "cup" / "1.bmp").rename(f / "x"),
+        (f / "fork" / "1.bmp").rename(f / "cup" / "1.bmp"),
+        (f / "x").rename(f / "fork" / "1.bmp"),
+    ),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_any_change_of_the_data_is_noticed(own_kitchen, change, monkeypatch, tmp_path):
+    monkeypatch.setenv("SEE_NB_DATA", str(tmp_path))  # of the hashes
+    options = {"test_classes": ["wok"]}
+    before = load_dataset("folder", own_kitchen, **options)
+    stored = json.loads(json.dumps(before.facts()))
+    same_data(stored, load_dataset("folder", own_kitchen, **options))
+    CHANGES[change](own_kitchen)
+    with pytest.raises(SeeError, match="expected the 'folder' that the training began with, but"):
+        same_data(stored, load_dataset("folder", own_kitchen, **options))
+
+
+def test_what_changed_is_named(own_kitchen):
+    kept = load_dataset("folder", own_kitchen, test_classes=["wok"]).facts()
+    (own_kitchen / "cup").rename(own_kitchen / "mug")
+    now = load_dataset("folder", own_kitchen, test_classes=["wok"])
+    with pytest.raises(SeeError, match="class 'cup' is missing and class 'mug' is new"):
+        same_data(kept, now)
+    with pytest.raises(SeeError, match="version 0 was read, now 2 is"):
+        same_data({**kept, "version": "0", "classes": now.classes}, now)
+    with pytest.raises(SeeError, match="it was 'cub50'"):
+        same_data({**kept, "name": "cub50"}, now)
+
+
+def test_the_hash_stays_when_images_are_stored_in_another_way(own_kitchen, tmp_path):
+    train = load_dataset("folder", own_kitchen, test_classes=["wok"])
+    small = train.with_images(cache_photos(train.images, 8, tmp_path / "cache"))
+    features = small.with_images(torch.zeros(len(train), 1, 3))
+    assert train.image_hash == small.image_hash == features.image_hash
+    some = torch.tensor([2, 0])
+    assert features.select_classes(some).image_hash == train.select_classes(some).image_hash
+    assert features.select_classes(some).image_hash != train.image_hash
+    (own_kitchen.rename(tmp_path / "moved"))
+    moved = load_dataset("folder", tmp_path / "moved", test_classes=["wok"])
+    assert moved.image_hash == train.image_hash
+
+
+def test_a_trained_class_among_the_test_classes_is_refused(own_kitchen):
+    test = load_dataset("folder", own_kitchen, "test", test_classes=["cup", "wok"])
+    refuse_trained(test, ["fork", "knife"])
+    with pytest.raises(SeeError, match="1 of the 2 test classes of 'folder' were: class 'wok' is"):
+        refuse_trained(test, ["fork", "wok"])
+
+
+def test_loading_needs_no_heavy_libraries():
+    code = "import sys, see_nb.data.datasets as d; d.data_root(); print([m for m in "
+    code += "('torchvision', 'matplotlib', 'scipy.io', 'faiss', 'timm') if m in sys.modules])"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.stdout.strip() == "[]", result.stderr

@@ -53,9 +53,9 @@ def draw_glyphs() -> tuple[
     np.ndarray, np.ndarray, list[str]
 ]:  # images (N, 28, 28) uint8, labels (N,), characters
     "Draw every letter that at least twelve faces have, in all faces that have it."
+    files = font_files()
     from matplotlib.ft2font import FT2Font
 
-    files = font_files()
     has = [set(FT2Font(file).get_charmap()) for file in files]
     fonts = [ImageFont.truetype(file, 19, layout_engine=ImageFont.Layout.BASIC) for file in files]
     images, labels, characters, seen = [], [], [], set()
