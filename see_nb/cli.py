@@ -308,7 +308,7 @@ class Search(Command):
     classes: Classes = None
     # write a page with the pictures
     html: File = None
-    # print a line of JSON a neighbour, instead of a table
+    # print a line of JSON per neighbour, instead of a table
     json: bool = False
     # the model of the index, if it is no longer where it was
     checkpoint: File = None

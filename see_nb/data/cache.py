@@ -31,7 +31,7 @@ class CachedPhotos(Photos):
         self,
         photos: Photos,  # that they were made from
         store: Path,  # the file of bytes
-        where: np.ndarray,  # a row a photo: offset, height, width, checksum
+        where: np.ndarray,  # one row per photo: offset, height, width, checksum
         made: tuple,  # how: resize, interpolation
     ):
         super().__init__(photos.folder, photos.files, photos.memo)
@@ -64,7 +64,7 @@ def read_index(
     index: Path,
     store: Path,  # the file of bytes that it describes
     n: int,  # photos
-) -> np.ndarray | None:  # a row a photo: offset, height, width, checksum
+) -> np.ndarray | None:  # one row per photo: offset, height, width, checksum
     "The index of a cache; nothing for one that is missing, damaged or does not fit its store."
     try:
         rows, size = np.load(index, allow_pickle=False), store.stat().st_size

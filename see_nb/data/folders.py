@@ -98,7 +98,7 @@ def refuse_layout(folder: Path, classes: list[str], found: Found) -> None:
     loose = [path for path in found.photos if "/" not in path]
     if loose:
         raise SeeError(
-            f"{folder}: expected one sub-folder a class, got {len(loose)} images with no class "
+            f"{folder}: expected one sub-folder per class, got {len(loose)} images with no class "
             f"({', '.join(loose[:3])}). Move them into sub-folders, or write a labels.csv with the "
             "header path,label."
         )
@@ -106,12 +106,12 @@ def refuse_layout(folder: Path, classes: list[str], found: Found) -> None:
         got = f"{describe_files(found.others)}" if found.others else "neither"
         raise SeeError(
             f"{folder}: expected sub-folders with images, or a labels.csv, got {got}. Give the "
-            "folder that holds one sub-folder a class."
+            "folder that holds one sub-folder per class."
         )
     splits = [name for name in classes if name.lower() in SPLITS]
     if len(splits) == len(classes) or len(splits) > 1:
         raise SeeError(
-            f"{folder}: expected one sub-folder a class, got {splits}, which look like splits. Put "
+            f"{folder}: expected one sub-folder per class, got {splits}, which look like splits. Put "
             "the classes side by side and name the test classes in test_classes, or write a "
             "labels.csv with the header path,label,split."
         )
