@@ -912,3 +912,26 @@ def test_every_augmentation_in_every_kind_of_loss(expansion, name, dtype):
     assert value.isfinite() and gradients(value, x, loss)[0].isfinite().all()
     if dtype == torch.float32:
         assert (value == loss(x, labels)) == (expansion == "none")
+
+
+def test_the_closed_form_is_a_term_like_any_other():
+    from see_nb.method.closed_form import expected_proxy_anchor
+
+    x, y = F.normalize(torch.randn(12, 16), dim=1).requires_grad_(), torch.arange(12) % 4
+    inner = losses.ProxyAnchorLoss(4, 16)
+    proxies = inner.proxies
+    see = SEELoss(inner, 8, 0.2, fraction=0.5, expansion=expected_proxy_anchor, encoder_grad=False)
+    own = (x * F.normalize(proxies, dim=1)[y]).sum(1)
+    chosen = own.topk(6).indices
+    by_hand = inner(x, y) + 0.2 * expected_proxy_anchor(x[chosen].detach(), y[chosen], proxies, 8)
+    torch.testing.assert_close(see(x, y), by_hand)
+    gradients = torch.autograd.grad(see(x, y), (x, proxies))
+    for got, expected in zip(gradients, torch.autograd.grad(by_hand, (x, proxies))):
+        torch.testing.assert_close(got, expected)
+    only = torch.autograd.grad(inner(x, y), x)[0]
+    torch.testing.assert_close(gradients[0], only)  # the encoder learns from the first term alone
+    none = SEELoss(inner, fraction=0.0, expansion=expected_proxy_anchor)
+    torch.testing.assert_close(none(x, y), inner(x, y))
+    assert torch.autograd.grad(none(x, y), proxies)[0].isfinite().all()
+    with pytest.raises(SeeError, match="closed form is that of the library's ProxyAnchorLoss"):
+        SEELoss(losses.ProxyNCALoss(4, 16), expansion=expected_proxy_anchor)

@@ -30,6 +30,7 @@ from see_nb.method.adapters import (
     unwrapped,
 )
 from .augmentations import Batch, make_synthetics
+from .closed_form import expected_proxy_anchor
 from see_nb.method.curriculum import (
     ExpansionSchedule,
     ThresholdSchedule,
@@ -149,6 +150,12 @@ class SEELoss(nn.Module):
                 f"encoder_grad, proxy_grad: {name} has no proxies, so only the encoder learns from "
                 "the synthetics. Leave both True."
             )
+        plain = is_plain(inner) and self.place == "own" and self.centers is None
+        if self.expansion is expected_proxy_anchor and not plain:
+            raise SeeError(
+                f"expansion: the closed form is that of the library's ProxyAnchorLoss with its own "
+                f"proxies as centres, got {name}. Use expansion='see'."
+            )
         known = self.centers if isinstance(self.centers, Tensor) else proxies
         size = self.n_expansion + 1 if known is None else known.shape[-1]
         check_n_expansion(self.n_expansion, size)
@@ -225,6 +232,8 @@ class SEELoss(nn.Module):
             embeddings, labels, *refs = map(rows_of_all, streams)
             scale = scale * processes
         pool = (torch.cat([embeddings, refs[0]]), torch.cat([labels, refs[1]])) if refs else ()
+        if self.expansion is expected_proxy_anchor:
+            return value + scale * self._expected_term(embeddings, labels)
         synthetics, targets = self.expand_batch(*(pool or (embeddings, labels)))
         combine = getattr(self.expansion, "combine", None)
         if len(synthetics) == 0:
@@ -253,6 +262,15 @@ class SEELoss(nn.Module):
         batch = anchors, labels, synthetics, targets
         return _check_value(second_term(self.place, inner, *batch, miner, negatives_only), inner)[0]
 
+    def _expected_term(self, embeddings: Tensor, labels: Tensor) -> Tensor:
+        "The mean that drawn synthetics would have, by formula; 0 when nothing is selected."
+        batch, _ = self._select(embeddings, labels)
+        inner, chosen = unwrapped(self.loss), batch.chosen
+        proxies = inner.proxies if self.proxy_grad else inner.proxies.detach()
+        settings = {"alpha": inner.alpha, "margin": inner.margin}
+        sources, k = batch.embeddings[chosen], self.n_expansion
+        return expected_proxy_anchor(sources, labels[chosen], proxies, k, **settings)
+
     def _centers(self, sources: Tensor, labels: Tensor) -> Tensor:
         "The centre of each source, (B, D), a constant; zeros where there is none."
         if self.centers is not None:
@@ -270,6 +288,12 @@ class SEELoss(nn.Module):
         labels: Tensor,  # (B,)
     ) -> tuple[Tensor, Tensor | list]:  # (N K, D) of N sources; their labels, or shares of labels
         "The synthetics of a batch: centres, selection, expansion."
+        batch, centers = self._select(embeddings, labels)
+        k = self.n_expansion
+        return make_synthetics(self.expansion, batch, centers, k, generator=self.generator)
+
+    def _select(self, embeddings: Tensor, labels: Tensor) -> tuple[Batch, Tensor]:
+        "The batch with the numbers of its sources, and the sources' centres (N, D)."
         if self.schedule is not None:
             self._count_step()
         sources = F.normalize(embeddings if self.encoder_grad else embeddings.detach(), dim=-1)
@@ -284,8 +308,7 @@ class SEELoss(nn.Module):
         if not all_known:
             chosen = chosen[similarity[chosen].isfinite()]
         self.n_expanded += len(chosen)
-        batch, k = Batch(sources, labels, chosen), self.n_expansion
-        return make_synthetics(self.expansion, batch, centers[chosen], k, generator=self.generator)
+        return Batch(sources, labels, chosen), centers[chosen]
 
     def get_logits(self, embeddings: Tensor) -> Tensor:
         "Of the wrapped loss, if it has them."
