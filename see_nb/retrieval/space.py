@@ -75,7 +75,7 @@ def spectral_decay(
 def proxy_cosines(
     embeddings: Tensor,  # unit rows, (N, D)
     labels: Tensor,  # numbers of rows of the proxies, (N,)
-    proxies: Tensor,  # one a class, normalised here, (C, D)
+    proxies: Tensor,  # one per class, normalised here, (C, D)
 ) -> tuple[Tensor, Tensor]:  # in [-1, 1], (N,) each
     "Cosine of each embedding to its own and to the nearest other proxy."
     own, other, p = [], [], F.normalize(proxies.detach(), dim=1)
@@ -91,7 +91,7 @@ def proxy_cosines(
 def means_to_proxies(
     embeddings: Tensor,  # unit rows, (N, D)
     labels: Tensor,  # numbers of rows of the proxies, (N,)
-    proxies: Tensor,  # one a class, normalised here, (C, D)
+    proxies: Tensor,  # one per class, normalised here, (C, D)
 ) -> Tensor:  # in [-1, 1], one for each class that is there
     "Cosine of each class mean to its proxy."
     means = F.normalize(_class_sums(embeddings, labels)[0], dim=1)
@@ -99,7 +99,7 @@ def means_to_proxies(
 
 
 def mutual_cosines(
-    proxies: Tensor,  # one a class, normalised here, (C, D)
+    proxies: Tensor,  # one per class, normalised here, (C, D)
 ) -> tuple[float, float]:  # in [-1, 1]
     "Mean and largest cosine of two different proxies."
     p = F.normalize(proxies.detach(), dim=1)
@@ -115,7 +115,7 @@ def mutual_cosines(
 def space_measures(
     embeddings: Tensor,  # unit rows, (N, D)
     labels: Tensor,  # (N,)
-    proxies: Tensor | None = None,  # one a class, (C, D); labels are then numbers of its rows
+    proxies: Tensor | None = None,  # one per class, (C, D); labels are then numbers of its rows
 ) -> dict[str, float]:
     "Alignment, uniformity, density and spectral decay; with proxies also how embeddings and proxies lie to them."
     _check_space(embeddings, labels, proxies)
@@ -150,7 +150,7 @@ def _check_space(embeddings: Tensor, labels: Tensor, proxies: Tensor | None) -> 
     n_each = labels.unique(return_counts=True)[1]
     if len(n_each) < 2 or n_each.max() < 2:
         raise SeeError(
-            f"labels: expected at least two classes, one of them with two embeddings, got {n_each.tolist()[:9]} embeddings a class."
+            f"labels: expected at least two classes, one of them with two embeddings, got {n_each.tolist()[:9]} embeddings per class."
         )
     if proxies is not None and (
         proxies.ndim != 2
@@ -158,6 +158,6 @@ def _check_space(embeddings: Tensor, labels: Tensor, proxies: Tensor | None) -> 
         or not 0 <= labels.min() <= labels.max() < len(proxies)
     ):
         raise SeeError(
-            f"proxies: expected (C, {embeddings.shape[1]}) with C > {labels.max()}, one a class, got {tuple(proxies.shape)}. "
+            f"proxies: expected (C, {embeddings.shape[1]}) with C > {labels.max()}, one per class, got {tuple(proxies.shape)}. "
             "`see_nb.method.adapters.class_proxies(loss)` gives those of a loss."
         )

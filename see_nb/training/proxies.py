@@ -27,7 +27,7 @@ def proxy_similarity(
     embeddings: Tensor,  # unit rows, (N, D)
     labels: Tensor,  # (N,)
     objective: nn.Module,  # a loss, inside SEE or not
-) -> dict[str, list[float]]:  # two histograms; empty for a loss without one proxy a class
+) -> dict[str, list[float]]:  # two histograms; empty for a loss without one proxy per class
     "Cosine of embeddings to their own and to the nearest other proxy."
     try:
         proxies = F.normalize(class_proxies(unwrapped(objective)).detach().float().cpu(), dim=-1)
