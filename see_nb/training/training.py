@@ -59,6 +59,7 @@ from see_nb.training.steps import (
     check_finite,
     make_optimizer,
     mix_images,
+    seed_network,
     seeds_at,
 )
 
@@ -260,7 +261,7 @@ class Training:
         labels = labels.to(device, non_blocking=True)
         images, labels, mixed = self._mixed(images, labels, where)
         seed, rank = self.recipe.seed, self.accelerator.process_index
-        torch.manual_seed(seeds_at(seed, NETWORK, *where, rank)[0])
+        seed_network(seeds_at(seed, NETWORK, *where, rank)[0], device)
         if self.recipe.see:
             self.objective.generator.manual_seed(seeds_at(seed, FRAMES, *where)[0])
         value, broken = self.step(images, labels, mixed)
@@ -280,7 +281,7 @@ class Training:
         if self.recipe.image_mix:  # the same in every process
             seed, draw = seeds_at(self.recipe.seed, MIXING, *where, n=2)
             if draw < self.recipe.mix_probability * 2**63:
-                torch.manual_seed(seed)
+                torch.default_generator.manual_seed(seed)
                 images, labels, *mixed = mix_images(images, labels, self.recipe.image_mix)
                 return images, labels, mixed
         return images, labels, None
