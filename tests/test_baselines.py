@@ -10,16 +10,11 @@ from hypothesis import strategies as st
 from pytorch_metric_learning import losses, miners
 from pytorch_metric_learning.distances import CosineSimilarity, LpDistance
 
-from see_nb.method.baselines import (
-    CentersRegularizer,
-    KoLeoRegularizer,
-    LogRatioLoss,
-    MemoryLoss,
-    Mined,
-    PairSoftmaxLoss,
-    PoincareDistance,
-    QuadrupletLoss,
-)
+from see_nb.method.hyperbolic import PoincareDistance, ViewSoftmaxLoss
+from see_nb.method.memory import KoLeoRegularizer, MemoryLoss
+from see_nb.method.mining import Mined
+from see_nb.method.pair_losses import LogRatioLoss, QuadrupletLoss
+from see_nb.method.proxy_losses import CentersRegularizer
 from see_nb.method.registry import KINDS, LOSSES, build_loss, build_miner
 
 C, D = 4, 6
