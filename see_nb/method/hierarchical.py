@@ -89,7 +89,7 @@ class HierarchicalTripletLoss(losses.BaseMetricLossFunction):
         self.spread.copy_(spread)
         self.base.copy_(spread.mean())
         self.levels.copy_(merge_levels(between, spread.mean().item(), self.n_levels))
-        nearest = between.fill_diagonal_(-1).argsort(1, stable=True)
+        nearest = between.fill_diagonal_(-1).argsort(dim=1, stable=True)
         self.near.copy_(nearest[:, : self.near.shape[1]])
         self.ready.fill_(True)
 

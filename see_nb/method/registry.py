@@ -171,6 +171,8 @@ _EVERY_ONE = {"curriculum": "constant", "fraction": 1.0, "weight": 1.0, "n_expan
 
 EXPANSIONS = {
     "see": ExpansionEntry("SEE", _SEE + "expand", "Le and Woo, PAKDD 2024"),
+    "closed_form": ExpansionEntry(
+        "SEE, closed form", "see_nb.method.closed_form:expected_proxy_anchor", "this project"),
     "none": ExpansionEntry("nothing", _MADE + "no_synthetics", "control"),
     "repeat": ExpansionEntry("repeats", _SEE + "repeat_sources", "control"),
     "random": ExpansionEntry("random directions", _SEE + "random_directions", "control"),
