@@ -8,16 +8,25 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pytorch_metric_learning import losses, miners
-from pytorch_metric_learning.distances import CosineSimilarity, LpDistance
+from pytorch_metric_learning.distances import CosineSimilarity
+from pytorch_metric_learning.utils import loss_and_miner_utils as pml_pairs
 
-from see_nb.method.hyperbolic import PoincareDistance, ViewSoftmaxLoss
+from see_nb.method.hyperbolic import PoincareDistance, ViewSoftmaxLoss, view_numbers
 from see_nb.method.memory import KoLeoRegularizer, MemoryLoss
 from see_nb.method.mining import Mined
 from see_nb.method.pair_losses import LogRatioLoss, QuadrupletLoss
 from see_nb.method.proxy_losses import CentersRegularizer
-from see_nb.method.registry import KINDS, LOSSES, build_loss, build_miner
+from see_nb.method.registry import (
+    EXPANSIONS,
+    KINDS,
+    LOSSES,
+    PAIRS,
+    build_expansion,
+    build_loss,
+    build_miner,
+)
 
-C, D = 4, 6
+C, D = 4, 8
 
 
 def batch(per_class=2, seed=0, lean=0.3, dtype=torch.float64):
@@ -26,9 +35,23 @@ def batch(per_class=2, seed=0, lean=0.3, dtype=torch.float64):
     return F.normalize(x + lean, dim=-1), torch.arange(C).repeat_interleave(per_class)
 
 
+N_FEATURES = 5
+
+
+def prepared(loss, x, y):
+    "The loss, after what training does before an epoch and before a batch."
+    features = x.detach()[:, :N_FEATURES]
+    for module in loss.modules():
+        if hasattr(module, "refresh"):
+            module.refresh(F.normalize(x.detach(), dim=-1).float(), y, features.float())
+        if hasattr(module, "take"):
+            module.take(features)
+    return loss
+
+
 def make(name, dtype=torch.float64):
     torch.manual_seed(0)
-    return build_loss(name, C, D).to(dtype)
+    return build_loss(name, C, D, N_FEATURES).to(dtype)
 
 
 def cosines(x, proxies):
@@ -226,13 +249,14 @@ FORMULAS = {
     "circle": circle,
     "supcon": supcon,
     "ntxent": ntxent,
-    "xbm": on_cosine,
+    "xbm": lambda loss, x, y: 2 * on_cosine(loss, x, y),  # the batch, and the memory that holds it
     "irt_r": lambda loss, x, y: (
         on_cosine(loss, x, y)
         - 0.7 * mean(math.log(d) for d in torch.cdist(x, x).fill_diagonal_(9).amin(1).tolist())
     ),
 }
 IN_THE_NOTEBOOK = {"curricularface", "quadruplet", "hyp", "log_ratio"}
+IN_THE_NOTEBOOK |= {"htl", "smart_mining", "mic", "hard_proxies", "deep_ranking"}
 SAMPLED = {"triplet_distance_weighted", "margin"}
 
 
@@ -306,10 +330,9 @@ def test_gradients(name):
     )
     mined = () if not LOSSES[name].miner else (build_miner(name)(x, y),)
 
-    def value(x):
-        return make(name).eval()(
-            x, labels, *mined
-        )  # a new one each time: the memory of xbm must not grow
+    def value(z):  # a new one each time: the memory of xbm must not grow
+        torch.manual_seed(0)  # of losses that draw triplets
+        return prepared(make(name).eval(), x, y)(z, labels, *mined)
 
     if name not in (
         "circle",
@@ -317,7 +340,10 @@ def test_gradients(name):
         "xbm",
     ):  # their weights, margins and memory are constants to the gradient
         assert torch.autograd.gradcheck(value, x.requires_grad_())
-    loss = make(name, torch.float32)
+    loss = prepared(make(name, torch.float32), x, y)
+    if name == "mic":
+        loss.take(x.detach()[:, :N_FEATURES].float())
+        loss.without = 0
     x = x.detach().float().requires_grad_()
     gradients = torch.autograd.grad(loss(x, labels, *mined), [x, *loss.parameters()])
     assert all(g.isfinite().all() and g.abs().max() > 0 for g in gradients)
@@ -347,16 +373,25 @@ def test_the_gradient_of_quadruplets_holds_the_margins():
         torch.testing.assert_close(a, b)
 
 
+def value_of(loss, x, y):
+    "The next value, with the same draws."
+    torch.manual_seed(2)
+    if hasattr(loss, "take"):
+        loss.take(x[:, :N_FEATURES])
+    return loss(x, y)
+
+
 @pytest.mark.parametrize("name", LOSSES)
 def test_state_goes_round(name):
     x, y = batch(dtype=torch.float32)
     y = y.float() if name == "log_ratio" else y
-    first = make(name, torch.float32)
-    first(x, y)
+    first = prepared(make(name, torch.float32), x, y.long())
+    value_of(first, x, y)
     torch.manual_seed(1)
-    second = build_loss(name, C, D)
+    second = build_loss(name, C, D, N_FEATURES)
     second.load_state_dict(first.state_dict())
-    assert torch.equal(first(x, y), second(x, y)) and torch.equal(first(x, y), second(x, y))
+    for _ in range(2):
+        assert torch.equal(value_of(first, x, y), value_of(second, x, y))
 
 
 def test_the_state_of_t_and_of_the_memory_survive_a_checkpoint(tmp_path):
@@ -373,9 +408,13 @@ def test_the_state_of_t_and_of_the_memory_survive_a_checkpoint(tmp_path):
 
 def test_labels_as_names_of_classes_do_not_matter():
     x, y = batch(3)
+    # classmates keep their order: the views of hyp are counted in it
     order = torch.randperm(len(y), generator=torch.Generator().manual_seed(0))
-    for name in set(LOSSES) - SAMPLED - {"xbm", "log_ratio"}:
-        if LOSSES[name].kind == "pairs":
+    order = order[(y[order] * len(y) + order).argsort()].view(C, 3)[torch.tensor([2, 0, 3, 1])]
+    order = order.T.flatten()
+    known = SAMPLED | {"xbm", "deep_ranking", "htl", "smart_mining", "mic"}  # draw, or know classes
+    for name in set(LOSSES) - known:
+        if LOSSES[name].kind == PAIRS:
             loss = make(name)
             assert loss(x[order], 10 + 7 * y[order]).item() == pytest.approx(
                 loss(x, y).item(), rel=1e-9
@@ -408,22 +447,29 @@ def test_nearly_flat_is_twice_the_plain_distance():
 def test_a_batch_without_pairs_costs_nothing():
     x = F.normalize(torch.randn(4, D, requires_grad=True), dim=-1)
     for labels in (torch.arange(4), torch.zeros(4, dtype=torch.long)):
-        for loss in (PairSoftmaxLoss(), QuadrupletLoss()):
+        for loss in (ViewSoftmaxLoss(), QuadrupletLoss()):
             value = loss(x, labels)
             (gradient,) = torch.autograd.grad(value, x, retain_graph=True)
             assert value == 0 and (gradient == 0).all()
 
 
-def test_pair_softmax_takes_miners_and_references():
-    x, y = batch(3)
-    loss, theirs = PairSoftmaxLoss(0.1, distance=CosineSimilarity()), losses.NTXentLoss(0.1)
-    mined = miners.MultiSimilarityMiner()(x, y)
-    for more in ({"indices_tuple": mined}, {"ref_emb": batch(3, seed=2)[0], "ref_labels": y}):
-        torch.testing.assert_close(loss(x, y, **more), theirs(x, y, **more))
-    torch.testing.assert_close(
-        PairSoftmaxLoss(0.1, distance=LpDistance())(x, y),
-        losses.NTXentLoss(0.1, distance=LpDistance())(x, y),
-    )
+def test_views_take_references_and_pairs():
+    x, y = batch(2)
+    loss, theirs = ViewSoftmaxLoss(0.1, distance=CosineSimilarity()), losses.NTXentLoss(0.1)
+    torch.testing.assert_close(loss(x, y), 2 * theirs(x, y))
+    pairs_of_all = pml_pairs.get_all_pairs_indices(y)
+    torch.testing.assert_close(loss(x, y, pairs_of_all), loss(x, y))
+    # one reference per class, all in one view: each anchor has one positive, C - 1 negatives
+    references, names = batch(1, seed=2)
+    s = (x @ references.T / 0.1).tolist()
+    own_view = mean(cross_entropy(s[i], y[i]) for i in range(0, len(y), 2))
+    expected = own_view + mean(cross_entropy(s[i], y[i]) for i in range(1, len(y), 2))
+    assert loss(x, y, None, references, names).item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_views_are_where_an_image_stands_among_its_class():
+    labels = torch.tensor([5, 2, 5, 5, 2, 9])
+    assert view_numbers(labels).tolist() == [0, 0, 1, 2, 1, 0]
 
 
 def test_entropy_pushes_the_nearest_apart():

@@ -132,7 +132,7 @@ def no_synthetics(
 
 @lru_cache(maxsize=64)
 def _asks_for_batch(expansion: Callable) -> bool:
-    return "batch" in signature(expansion).parameters
+    return "batch" in signature(getattr(expansion, "forward", expansion)).parameters
 
 
 def make_synthetics(
