@@ -50,6 +50,13 @@ def semihard_miner(
     return miners.TripletMarginMiner(margin, type_of_triplets="semihard", distance=squares)
 
 # %% ../../nbs/method/11_mining.ipynb #c13
+def _at_offset(near: Tensor, other: Tensor, offset: Tensor) -> tuple[Tensor, Tensor]:
+    "Of rows sorted by distance the one at the offset among those of other classes, or their last."
+    rank = other.cumsum(1) - 1
+    at = (other & (rank == offset.clamp_max(rank[:, -1:]))).to(torch.uint8).argmax(1)
+    return near.gather(1, at[:, None]).squeeze(1), other.any(1)
+
+
 class SmartMiningLoss(nn.Module):
     "Triplets with negatives from an index over the training set, and a global loss."
 
@@ -88,7 +95,8 @@ class SmartMiningLoss(nn.Module):
             self.offset.fill_(min(easier if count > self.target * of else harder, len(labels) // 2))
         self.violated.zero_()
         device = self.offset.device
-        self.references, self.names = embeddings.float().to(device), labels.to(device)
+        self.references = embeddings.float().contiguous().to(device)
+        self.names = labels.to(device)
         self.index = None
 
     def _load_from_state_dict(self, state, prefix, *rest):
@@ -106,42 +114,51 @@ class SmartMiningLoss(nn.Module):
         labels: Tensor,  # (B,)
     ) -> tuple[Tensor, Tensor]:  # rows of the references, (B,), and whether there is one, (B,)
         "For each anchor the reference of another class at the offset."
+        if not len(self.references):
+            raise SeeError(
+                "smart mining: there is no index yet. Call refresh(embeddings, labels) with the "
+                "training set before each epoch; `train` does."
+            )
         if self.index is None:
             self.index = FaissKNN(reset_before=False, reset_after=False)
-            self.index.train(self.references.cpu())
+            self.index.train(self.references.cpu().contiguous())
         largest = torch.bincount(self.names).max().item()
         wanted = min(self.offset.item() + 1 + largest, len(self.names))
         _, near = self.index(embeddings.detach().float().cpu(), wanted)
         near = near.to(labels.device)
-        other = self.names[near] != labels[:, None]
-        rank = other.cumsum(1) - 1
-        at = (other & (rank == self.offset.clamp_max(rank[:, -1:]))).to(torch.uint8).argmax(1)
-        return near.gather(1, at[:, None]).squeeze(1), other.any(1)
+        return _at_offset(near, self.names[near] != labels[:, None], self.offset)
 
     def forward(
         self,
         embeddings: Tensor,  # (B, D), normalised here
         labels: Tensor,  # (B,)
         indices_tuple=None,  # not used: the loss mines itself
+        ref_emb: Tensor | None = None,  # positives, and negatives instead of the index's, (M, D)
+        ref_labels: Tensor | None = None,  # (M,)
     ) -> Tensor:  # scalar
-        "Each positive pair of the batch with the negative that the index has for its anchor."
-        if not len(self.references):
-            raise SeeError(
-                "smart mining: there is no index yet. Call refresh(embeddings, labels) with the "
-                "training set before each epoch; `train` does."
-            )
+        "Each positive pair with the negative that its anchor finds at the offset."
         x = F.normalize(embeddings, dim=-1)
-        pairs = labels[:, None] == labels
-        a, p = torch.where(pairs.fill_diagonal_(False))
-        rows, found = self.mine(x, labels)
+        if ref_emb is None:
+            a, p = torch.where((labels[:, None] == labels).fill_diagonal_(False))
+            positives, rows, found = x, *self.mine(x, labels)
+            negatives = self.references.to(x)
+        else:
+            positives = negatives = F.normalize(ref_emb, dim=-1)
+            a, p = torch.where(labels[:, None] == ref_labels)
+            near = torch.cdist(x.detach(), positives.detach()).argsort(1)
+            rows, found = _at_offset(near, ref_labels[near] != labels[:, None], self.offset)
         a, p = a[found[a]], p[found[a]]
         if not len(a):
             return 0 * embeddings.sum()
-        positive = (x[a] - x[p]).square().sum(-1)
-        negative = (x[a] - self.references[rows[a]].to(x)).square().sum(-1)
+        return self._value(
+            (x[a] - positives[p]).square().sum(-1), (x[a] - negatives[rows[a]]).square().sum(-1)
+        )
+
+    def _value(self, positive: Tensor, negative: Tensor) -> Tensor:  # squared distances, (T,) each
+        "Triplets by a ratio, and the global loss."
         hinge = F.relu(1 - negative / (positive + self.margin))
         if self.training:
-            count = self.violated.new_tensor([0.0, len(a)])
+            count = self.violated.new_tensor([0.0, len(hinge)])
             count[0] = (hinge.detach() > 0).sum()
             self.violated += count
         own, other = positive / 4, negative / 4
