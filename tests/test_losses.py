@@ -32,7 +32,7 @@ from see_nb.method.adapters import (
     unwrapped,
 )
 from see_nb.method.augmentations import Batch, make_synthetics
-from see_nb.method.registry import EXPANSIONS, build_expansion
+from see_nb.method.registry import POINT_FUNCTIONS, build_expansion
 from see_nb.method.see_loss import SEELoss
 
 C, D = 6, 12
@@ -810,7 +810,7 @@ def _one_step(name, rank, world):
         miner = miner and DistributedMinerWrapper(miner)
     options = (
         {"expansion": extra}
-        if extra in EXPANSIONS
+        if extra in POINT_FUNCTIONS
         else {"centers": RunningMeans(0.5)}
         if extra == "running"
         else {}
@@ -878,7 +878,7 @@ def test_double_precision_stays(name):
 
 
 @settings(max_examples=40, deadline=None)
-@given(batches(), st.sampled_from(sorted(set(EXPANSIONS) - {"none"})), st.integers(0, 1000))
+@given(batches(), st.sampled_from(sorted(set(POINT_FUNCTIONS) - {"none"})), st.integers(0, 1000))
 def test_augmentations_give_unit_rows_labels_and_gradients(problem, name, seed):
     batch, k = problem
     centers = F.normalize(torch.randn_like(batch.embeddings), dim=-1)[batch.chosen]
@@ -900,7 +900,7 @@ def test_augmentations_give_unit_rows_labels_and_gradients(problem, name, seed):
         assert gradient.isfinite().all() and gradient[batch.chosen].any(-1).all()
 
 
-@pytest.mark.parametrize("expansion", sorted(EXPANSIONS))
+@pytest.mark.parametrize("expansion", sorted(POINT_FUNCTIONS))
 @pytest.mark.parametrize(
     "name", ["ProxyAnchorLoss", "SoftTripleLoss", "TripletMarginLoss", "NPairsLoss", "FastAPLoss"]
 )

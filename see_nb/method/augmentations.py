@@ -77,6 +77,10 @@ def embedding_expansion(
     )
     return F.normalize(points, dim=-1).to(embeddings.dtype)
 
+
+# of a loss of pairs: the released code takes hard positives among the originals only
+embedding_expansion.negatives_only = True
+
 # %% ../../nbs/method/06_augmentations.ipynb #c14
 def symmetrical_synthesis(
     embeddings: Tensor,  # sources, unit rows, (N, D)

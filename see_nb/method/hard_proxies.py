@@ -44,6 +44,8 @@ def harden(
 class HardProxyLoss(nn.Module):
     "Ensemble of N-pair losses on random walks over images and hard proxies."
 
+    see_place = "batch"  # synthetics are nodes of the same walk
+
     def __init__(
         self,
         num_classes: int,  # C
@@ -71,7 +73,7 @@ class HardProxyLoss(nn.Module):
         draws = torch.Generator().manual_seed(seed)
         parts = [torch.randperm(num_classes, generator=draws) % m for _ in range(learners)]
         self.register_buffer("meta", torch.stack(parts))  # meta-class of each class, (E, C)
-        self.proxies = nn.Parameter(torch.randn(learners, m, embedding_size // learners))
+        self.meta_proxies = nn.Parameter(torch.randn(learners, m, embedding_size // learners))
 
     def forward(
         self,
@@ -80,9 +82,9 @@ class HardProxyLoss(nn.Module):
         indices_tuple=None,  # not used: there are no pairs
     ) -> Tensor:  # scalar
         "The mean over learners and images."
-        learners, m, _ = self.proxies.shape
+        learners, m, _ = self.meta_proxies.shape
         parts = embeddings.unflatten(-1, (learners, -1)).transpose(0, 1)  # (E, B, D / E)
-        proxies = harden(F.normalize(self.proxies.to(embeddings), dim=-1), self.hardness)
+        proxies = harden(F.normalize(self.meta_proxies.to(embeddings), dim=-1), self.hardness)
         nodes = torch.cat([F.normalize(parts, dim=-1), proxies], dim=1)
         similarity = manifold_similarity(nodes, self.reach)[:, : len(labels), -m:]
         logits, own = self.scale * similarity, self.meta[:, labels]

@@ -50,6 +50,8 @@ def merge_levels(
 class HierarchicalTripletLoss(losses.BaseMetricLossFunction):
     "Triplets whose margin follows from a tree of the classes (Ge et al., ECCV 2018)."
 
+    see_place = "references"
+
     def __init__(
         self,
         num_classes: int,  # C

@@ -69,6 +69,8 @@ def view_numbers(
 class ViewSoftmaxLoss(losses.BaseMetricLossFunction):
     "Cross-entropy of each positive pair against the negatives in its two views, over any distance."
 
+    see_place = "references"
+
     def __init__(
         self,
         temperature: float = 0.2,  # > 0

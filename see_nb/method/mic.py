@@ -57,6 +57,8 @@ def adversarial_similarity(
 class InterclassLoss(nn.Module):
     "Margin loss of classes and of clusters across classes, kept apart (Roth et al., ICCV 2019)."
 
+    see_place = "inner"  # synthetics go to the margin loss of the classes
+
     def __init__(
         self,
         num_classes: int,  # C

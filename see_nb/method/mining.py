@@ -18,6 +18,8 @@ from ..errors import SeeError
 class Mined(nn.Module):
     "A loss whose pairs or triplets are chosen anew in each batch."
 
+    see_place = "inner"  # synthetics go to the loss within
+
     def __init__(
         self,
         loss: nn.Module,  # (embeddings, labels, indices_tuple) -> scalar
@@ -59,6 +61,8 @@ def _at_offset(near: Tensor, other: Tensor, offset: Tensor) -> tuple[Tensor, Ten
 
 class SmartMiningLoss(nn.Module):
     "Triplets with negatives from an index over the training set, and a global loss."
+
+    see_place = "references"
 
     def __init__(
         self,

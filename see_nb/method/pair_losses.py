@@ -18,6 +18,8 @@ from ..errors import SeeError
 class QuadrupletLoss(losses.BaseMetricLossFunction):
     "Triplets, plus positive pairs against pairs of two other classes (Chen et al., CVPR 2017)."
 
+    see_place = "references"
+
     def __init__(
         self,
         triplet_weight: float = 1.0,  # w_1, margin of the triplets in units of the mean gap

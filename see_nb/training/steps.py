@@ -7,6 +7,8 @@ __all__ = ['ORDER', 'CROPS', 'NETWORK', 'FRAMES', 'MIXING', 'MIXES', 'seeds_at',
            'check_finite', 'mix_images', 'make_optimizer']
 
 # %% ../../nbs/training/04_steps.ipynb #c02
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from pytorch_metric_learning.samplers import MPerClassSampler
@@ -47,8 +49,10 @@ class ClassBatches:
         recipe: Recipe,  # its batch_size, samples_per_class, replacement and seed
         rank: int = 0,  # of this process
         world: int = 1,  # number of processes
+        draw_classes: Callable | None = None,  # (n, generator) -> the n classes of a batch
     ):
         self.labels, self.recipe, self.rank, self.world = labels.tolist(), recipe, rank, world
+        self.draw_classes = draw_classes
         self.epoch = self.start = 0
         n_classes, each = len(labels.unique()), recipe.samples_per_class
         if n_classes < recipe.batch_size // each:
@@ -72,6 +76,8 @@ class ClassBatches:
 
     def order(self) -> list[int]:
         "The images of the epoch, batch after batch."
+        if self.draw_classes:
+            return self._drawn()
         r = self.recipe
         random = np.random.RandomState(seeds_at(r.seed, ORDER, self.epoch)[0] % 2**32)
         size = len(self) * r.batch_size
@@ -82,6 +88,16 @@ class ClassBatches:
             common_functions.NUMPY_RANDOM = library
         return _with_replacement(order, self.labels, random) if r.replacement else order
 
+    def _drawn(self) -> list[int]:
+        "The same when the loss chooses the classes of each batch."
+        r, members, order = self.recipe, _members(self.labels), []
+        random = np.random.default_rng(seeds_at(r.seed, ORDER, self.epoch))
+        for _ in range(len(self)):
+            for c in self.draw_classes(r.batch_size // r.samples_per_class, random):
+                again = r.replacement or len(members[c]) < r.samples_per_class
+                order += random.choice(members[c], r.samples_per_class, replace=again).tolist()
+        return order
+
     def __iter__(self):
         order, size = self.order(), self.recipe.batch_size
         share = size // self.world
@@ -91,13 +107,19 @@ class ClassBatches:
             yield keys[self.rank * share : (self.rank + 1) * share]
 
 
+def _members(labels: list[int]) -> dict[int, list[int]]:
+    "The images of each class."
+    members: dict[int, list[int]] = {}
+    for image, label in enumerate(labels):
+        members.setdefault(label, []).append(image)
+    return members
+
+
 def _with_replacement(
     order: list[int], labels: list[int], random: np.random.RandomState
 ) -> list[int]:
     "Images of the same classes in the same order, each drawn from all images of its class."
-    members: dict[int, list[int]] = {}
-    for image, label in enumerate(labels):
-        members.setdefault(label, []).append(image)
+    members = _members(labels)
     classes = [members[labels[image]] for image in order]
     return [images[int(len(images) * u)] for images, u in zip(classes, random.rand(len(order)))]
 

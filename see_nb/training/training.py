@@ -33,7 +33,7 @@ from ..data.datasets import RetrievalDataset, data_root
 from ..data.photos import Photos
 from ..errors import SeeError
 from ..files import claimed, expanded
-from ..method.baselines import Mined
+from ..method.mining import Mined
 from ..method.curriculum import ExpansionSchedule, ThresholdSchedule
 from ..method.registry import build_expansion, build_loss, build_miner
 from ..method.see_loss import SEELoss
@@ -89,7 +89,7 @@ def make_objective(
     n_features: int = 0,  # F, of the backbone; only some losses and augmentations need it
 ) -> nn.Module:  # the loss, inside SEE or not
     "The loss of a recipe."
-    sizes = n_classes, recipe.embedding_size
+    sizes = n_classes, recipe.embedding_size, n_features
     loss, miner = build_loss(recipe.loss, *sizes), build_miner(recipe.loss)
     if not recipe.see:
         return Mined(loss, miner) if miner else loss
@@ -204,7 +204,8 @@ class Training:
         self.weights_sha256, self.untrained = weights_sha256, {}
         self.n_workers = self._default_workers() if n_workers is None else n_workers
         ranks = accelerator.process_index, accelerator.num_processes
-        self.batches = ClassBatches(splits.train_set.labels, recipe, *ranks)
+        draws = [m.draw_classes for m in objective.modules() if hasattr(m, "draw_classes")]
+        self.batches = ClassBatches(splits.train_set.labels, recipe, *ranks, *draws[:1])
         self.loader = image_loader(
             splits.train_set, self._transform(), self.batches, self.n_workers
         )
