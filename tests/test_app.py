@@ -43,7 +43,9 @@ def folder(tmp_path_factory) -> Path:
         weights = {"weights": recipe.weights} if recipe.weights else {}
         model = empty_model(recipe, 3, pretrained=False, **weights).eval()
         source = str(top / f"{name}.pt")
-        Run(recipe, model, make_objective(recipe, 2), ["a", "b"], {}).save(source)
+        known = {"name": "folder", "version": "", "image_hash": ""}
+        data = {"train": known | {"classes": ["a", "b"]}, "test": known | {"classes": ["c"]}}
+        Run(recipe, model, make_objective(recipe, 2), ["a", "b"], {}, data).save(source)
         Index.build(model, top / "photos", source=source, path=top / f"{name}.index")
     return top
 

@@ -36,7 +36,9 @@ def save_model(path: Path, seed: int) -> Path:
     recipe = Recipe(dataset="folder", embedding_size=16, image_size=32, width=4)
     torch.manual_seed(seed)
     model = empty_model(recipe, 3, pretrained=False).eval()
-    Run(recipe, model, make_objective(recipe, 2), ["a", "b"], {}).save(path)
+    known = {"name": "folder", "version": "", "image_hash": ""}
+    data = {"train": known | {"classes": ["a", "b"]}, "test": known | {"classes": ["c"]}}
+    Run(recipe, model, make_objective(recipe, 2), ["a", "b"], {}, data).save(path)
     return path
 
 
@@ -185,8 +187,8 @@ def test_bad_input_is_one_line(album, checkpoint, tmp_path, capsys):
         "is there. Add to it with --add": ("index", "--photos", album, "--checkpoint", checkpoint,
                                            "--output", output),
         "expected the model": ("index", "--photos", album, "--output", new),
-        "there is no file": ("index", "--photos", album, "--checkpoint", "/none.pt", "--output", new),
-        "was not written by": ("index", "--photos", album, "--checkpoint", photo, "--output", new),
+        "there is no such file": ("index", "--photos", album, "--checkpoint", "/none.pt", "--output", new),
+        "cannot be used": ("index", "--photos", album, "--checkpoint", photo, "--output", new),
         "has no config.json": ("index", "--photos", album, "--checkpoint", album, "--output", new),
         "there is no folder": ("index", "--photos", "/none", "--checkpoint", checkpoint,
                                "--output", new),

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ONNX_TOLERANCE', 'model_card', 'HubModel', 'open_model', 'index_with_model', 'onnx_difference', 'export_onnx']
 
-# %% ../../nbs/training/08_export.ipynb #c02
+# %% ../../nbs/training/08_export.ipynb #c03
 import os
 from dataclasses import asdict
 from pathlib import Path
@@ -24,7 +24,7 @@ from .models import EmbeddingModel
 from .recipes import Recipe
 from .training import Run, empty_model, load_run
 
-# %% ../../nbs/training/08_export.ipynb #c07
+# %% ../../nbs/training/08_export.ipynb #c08
 _CARD = """---
 library_name: see-nb
 pipeline_tag: image-feature-extraction
@@ -88,7 +88,7 @@ def model_card(
     )
     return ModelCard(text)
 
-# %% ../../nbs/training/08_export.ipynb #c09
+# %% ../../nbs/training/08_export.ipynb #c10
 class HubModel(nn.Module, PyTorchModelHubMixin):
     "The model of a run, to be saved, loaded and shared."
 
@@ -157,7 +157,7 @@ class HubModel(nn.Module, PyTorchModelHubMixin):
                 "a token with the right to write (`hf auth login`). Save a folder instead."
             ) from error
 
-# %% ../../nbs/training/08_export.ipynb #c10
+# %% ../../nbs/training/08_export.ipynb #c11
 def _first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:120]}"
 
@@ -182,7 +182,7 @@ def _no_model(name: str | Path, error: Exception) -> SeeError:
         "did not give it: check the name and the network, or copy the folder here."
     )
 
-# %% ../../nbs/training/08_export.ipynb #c15
+# %% ../../nbs/training/08_export.ipynb #c16
 def open_model(
     path: str | Path,  # a checkpoint, or a folder that `save_pretrained` wrote
 ) -> tuple[EmbeddingModel, str]:  # in evaluation mode, and its absolute path
@@ -206,7 +206,7 @@ def index_with_model(
         )
     return index.use(open_model(place)[0])
 
-# %% ../../nbs/training/08_export.ipynb #c18
+# %% ../../nbs/training/08_export.ipynb #c19
 ONNX_TOLERANCE = 1e-4
 
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Searches', 'search_all', 'good_searches', 'bad_searches', 'confused_classes', 'write_report']
 
-# %% ../../nbs/training/09_report.ipynb #c02
+# %% ../../nbs/training/09_report.ipynb #c03
 import io
 from collections import Counter
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ from ..retrieval.metrics import nearest
 from ..retrieval.pages import photo_strip, write_page
 from .training import Run
 
-# %% ../../nbs/training/09_report.ipynb #c05
+# %% ../../nbs/training/09_report.ipynb #c06
 @dataclass
 class Searches:
     "Each test photo against the others."
@@ -69,7 +69,7 @@ def confused_classes(
     pairs = zip(names[wrong].tolist(), names[s.found[wrong, 0]].tolist())
     return [(a, b, times) for (a, b), times in Counter(pairs).most_common(n)]
 
-# %% ../../nbs/training/09_report.ipynb #c09
+# %% ../../nbs/training/09_report.ipynb #c10
 def _curves(history: list[dict]) -> str:  # SVG; "" without epochs
     "Loss and validation over the epochs."
     import matplotlib.pyplot as plt
@@ -91,15 +91,14 @@ def _curves(history: list[dict]) -> str:  # SVG; "" without epochs
     svg = buffer.getvalue()
     return svg[svg.index("<svg") :]
 
-# %% ../../nbs/training/09_report.ipynb #c10
+# %% ../../nbs/training/09_report.ipynb #c11
 def _measures(row: dict) -> str:  # HTML
     "Recall@K and MAP@R, beside those of the backbone as it was before where the row has them."
     names = [n for n in row if n.startswith("recall_at_") or n == "map_at_r"]
     label = {n: f"Recall@{n[10:]}" if n != "map_at_r" else "MAP@R" for n in names}
     lines = {"this model": {label[n]: row[n] for n in names}}
-    before = {label[n]: row[f"untrained_{n}"] for n in names if f"untrained_{n}" in row}
-    if before:
-        lines["the same network, untrained"] = before
+    if before := row.get("untrained"):
+        lines["the same network, untrained"] = {label[n]: before[n] for n in names}
     return pd.DataFrame(lines).T.to_html(float_format=lambda x: f"{x:.1%}", border=0)
 
 
@@ -130,7 +129,7 @@ def _confusions(s: Searches, dataset: RetrievalDataset) -> str:  # HTML
     frame = pd.DataFrame(rows)
     return frame.to_html(index=False, border=0, escape=False) if rows else "<p>None.</p>"
 
-# %% ../../nbs/training/09_report.ipynb #c11
+# %% ../../nbs/training/09_report.ipynb #c12
 def write_report(
     run: Run,
     dataset: RetrievalDataset,  # the test photos
