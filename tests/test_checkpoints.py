@@ -1,0 +1,252 @@
+"Checkpoints: damaged, edited, foreign, or of another training."
+
+import random
+import warnings
+from dataclasses import replace
+
+import pytest
+import torch
+
+from see_nb.data.datasets import RetrievalDataset
+from see_nb.errors import SeeError
+from see_nb.training import splits
+from see_nb.training.checkpoints import FORMAT, read_checkpoint, save_checkpoint
+from see_nb.training.recipes import Recipe
+from see_nb.training.results import read_rows
+from see_nb.training.splits import load_split
+from see_nb.training.training import Training, load_run, train
+
+SMALL = Recipe(embedding_size=12, epochs=2, width=4, batch_size=24, validation=0.0)
+KEPT = {"checkpoint_every": 2, "progress": False}
+
+
+class PowerCut(Exception):
+    pass
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    "Noise of 20 classes that trains in a moment; what is put into it replaces a split."
+    images = torch.randint(0, 256, (160, 1, 16, 16), dtype=torch.uint8)
+    labels = torch.arange(20).repeat_interleave(8)
+    parts = {
+        split: RetrievalDataset(images, labels, [f"{split} {i}" for i in range(20)], "tiny", split)
+        for split in ("train", "test")
+    }
+    monkeypatch.setattr(
+        splits, "load_dataset", lambda name, root=None, split="train", **options: parts[split]
+    )
+    return parts
+
+
+@pytest.fixture
+def stopped(tiny, tmp_path, monkeypatch):
+    "A checkpoint of a training that was stopped at step 9."
+    real = Training.train_step
+
+    def step(self, images, labels):
+        if self.steps_done == 9:
+            raise PowerCut
+        real(self, images, labels)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Training, "train_step", step)
+        with pytest.raises(PowerCut):
+            train(SMALL, checkpoint=tmp_path / "c.pt", **KEPT)
+    return tmp_path / "c.pt"
+
+
+def test_no_flipped_bit_gives_other_weights(stopped, tmp_path):
+    whole, right = stopped.read_bytes(), read_checkpoint(stopped)["model"]
+    for place in random.Random(0).sample(range(8 * len(whole)), 60):
+        flipped = bytearray(whole)
+        flipped[place // 8] ^= 1 << place % 8
+        (tmp_path / "flipped.pt").write_bytes(flipped)
+        try:
+            found = read_checkpoint(tmp_path / "flipped.pt")["model"]
+        except SeeError:
+            continue
+        assert all(torch.equal(found[name], value) for name, value in right.items())
+
+
+@pytest.mark.parametrize("size", [0, 1, 100, 2000])
+def test_a_cut_file_is_refused(stopped, tmp_path, size):
+    (tmp_path / "cut.pt").write_bytes(stopped.read_bytes()[:size])
+    with pytest.raises(SeeError, match="damaged, cut off or no checkpoint"):
+        load_run(tmp_path / "cut.pt")
+
+
+def edits(state):
+    "Name -> a change of a checkpoint, none of which may go further than a sentence."
+    recipe, model, objective = state["recipe"], state["model"], state["objective"]
+    head, other = "head.1.weight", next(iter(model))
+    return {
+        "nothing but a format": {"format": FORMAT},
+        "another format": state | {"format": 2},
+        "no recipe": state | {"recipe": None},
+        "unknown field": state | {"recipe": recipe | {"colour": 1}},
+        "edited size": state | {"recipe": recipe | {"embedding_size": 16}},
+        "edited width": state | {"recipe": recipe | {"width": 10**6}},
+        "edited backbone": state | {"recipe": recipe | {"backbone": "resnet10t"}},
+        "channels": state | {"channels": 3},
+        "channels as text": state | {"channels": "1"},
+        "a tensor less": state | {"model": {k: v for k, v in model.items() if k != head}},
+        "a tensor more": state | {"model": model | {"more": torch.ones(1)}},
+        "another shape": state | {"model": model | {head: torch.ones(3)}},
+        "whole numbers": state | {"model": model | {other: model[other].long()}},
+        "classes cut": state | {"classes": state["classes"][:5]},
+        "classes as text": state | {"classes": "abc"},
+        "no objective": {k: v for k, v in state.items() if k != "objective"},
+        "objective of text": state | {"objective": dict.fromkeys(objective, "x")},
+        "a row of text": state | {"row": "row"} if "row" in state else state | {"history": "text"},
+        "no data": state | {"data": {}},
+    }
+
+
+def test_an_edited_checkpoint_is_refused_in_one_line(stopped, tmp_path):
+    state = read_checkpoint(stopped)
+    for name, edited in edits(state).items():
+        path = tmp_path / "edited.pt"
+        torch.save(edited, path)
+        for use in (load_run, lambda p: train(SMALL, checkpoint=p, resume=True, progress=False)):
+            with pytest.raises(SeeError) as told:
+                use(path)
+            text = str(told.value)
+            assert "\n" not in text and "weights_only" not in text, (name, text)
+
+
+def test_what_only_a_resume_needs_is_checked_too(stopped, tmp_path):
+    state = read_checkpoint(stopped)
+    for name, change in {
+        "optimizer": {}, "schedule": {}, "epoch": 7, "position": -1, "total": torch.ones(3), "seconds": "long",
+    }.items():  # fmt: skip
+        torch.save(state | {name: change}, tmp_path / "edited.pt")
+        with pytest.raises(SeeError):
+            train(SMALL, checkpoint=tmp_path / "edited.pt", resume=True, progress=False)
+
+
+def test_a_changed_data_set_is_not_gone_on_with(stopped, tiny):
+    part = tiny["train"]
+    renamed = ["new name", *part.classes[1:]]
+    tiny["train"] = RetrievalDataset(part.images, part.labels, renamed, "tiny", "train")
+    with pytest.raises(SeeError, match="'train 0'.*missing.*'new name'.*new"):
+        train(SMALL, checkpoint=stopped, resume=True, **KEPT)
+    images = part.images.clone()
+    images[0, 0, 0, 0] ^= 1
+    tiny["train"] = RetrievalDataset(images, part.labels, part.classes, "tiny", "train")
+    with pytest.raises(SeeError, match="images or labels have changed"):
+        train(SMALL, checkpoint=stopped, resume=True, **KEPT)
+    tiny["train"] = part
+    assert train(SMALL, checkpoint=stopped, resume=True, **KEPT).row["n_expanded"] > 0
+
+
+def test_trained_classes_are_not_tested(tiny):
+    tiny["test"] = tiny["test"].select_classes(torch.arange(5))
+    tiny["test"].classes[2] = "train 3"
+    with pytest.raises(SeeError, match="'train 3'"):
+        train(SMALL, progress=False)
+    facts = tiny["train"].facts()
+    with pytest.raises(SeeError, match="'train 3'"):
+        load_split(SMALL, trained=facts)
+
+
+def test_an_added_class_of_photos_leaves_the_split_of_the_model(tmp_path):
+    from PIL import Image
+
+    def add(name):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for i in range(2):
+            Image.new("RGB", (32, 32), (len(name), 9 * i, 7)).save(
+                tmp_path / "photos" / name / f"{i}.png"
+            )
+
+    for i in range(8):
+        add("c" * (i + 1))
+    own = Recipe(dataset="folder", image_size=16, batch_size=4, epochs=2, width=4, validation=0, embedding_size=12)  # fmt: skip
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # few classes
+        run = train(own, root=tmp_path / "photos", checkpoint=tmp_path / "c.pt", progress=False)
+    add("a")
+    test_set = load_split(own, tmp_path / "photos", trained=load_run(tmp_path / "c.pt").data["train"])
+    assert not set(test_set.classes) & set(run.classes) and "a" in test_set.classes
+
+
+def test_two_trainings_into_one_folder(tiny, tmp_path, monkeypatch):
+    "The second is told who is there; the first ends as if alone."
+    real, told = Training.train_step, []
+
+    def step(self, images, labels):
+        if self.steps_done == 4 and not told:
+            told.append(None)
+            with pytest.raises(SeeError, match=r"in use by process \d+ on .*, which trains since"):
+                train(replace(SMALL, seed=1), checkpoint=tmp_path / "c.pt", progress=False)
+            told[0] = "refused"
+        real(self, images, labels)
+
+    monkeypatch.setattr(Training, "train_step", step)
+    run = train(SMALL, checkpoint=tmp_path / "c.pt", results=tmp_path / "r.jsonl", progress=False)
+    assert told == ["refused"] and load_run(tmp_path / "c.pt").recipe == run.recipe == SMALL
+    assert len(read_rows(tmp_path / "r.jsonl")) == 1
+
+
+def test_a_place_that_cannot_be_written_is_told_before_the_first_epoch(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(Training, "train_step", lambda *a: pytest.fail("it has begun"))
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder.jsonl").mkdir()
+    for place in (
+        {"results": tmp_path / "folder.jsonl"},
+        {"results": tmp_path / "file" / "r.jsonl"},
+        {"checkpoint": tmp_path / "file" / "c.pt"},
+        {"checkpoint": tmp_path / "folder.jsonl", "resume": True},
+    ):
+        with pytest.raises(SeeError, match="folder|file"):
+            train(SMALL, progress=False, **place)
+
+
+@pytest.mark.parametrize(
+    "options", [{"evaluate_every": 0}, {"checkpoint_every": -1}, {"n_workers": -1}, {"tracker": "x"}]
+)
+def test_options_of_the_training_are_checked(tiny, options):
+    with pytest.raises(SeeError, match=next(iter(options))):
+        train(SMALL, progress=False, **options)
+
+
+def test_a_watcher_that_finds_no_number_is_told_at_once(tiny):
+    seen = []
+
+    def watch(encoder, objective, train_set, test_set):
+        seen.append(1)
+        return {"norm": float("nan")}
+
+    with pytest.raises(SeeError, match="'norm' holds a float"):
+        train(SMALL, progress=False, watch=watch)
+    assert len(seen) == 1
+
+
+def test_a_loss_that_wants_to_know_the_training_set_is_told_each_epoch(tiny, tmp_path, monkeypatch):
+    from see_nb.training import training
+
+    real, calls = training.make_objective, []
+
+    def curious(recipe, *sizes):
+        objective = real(recipe, *sizes)
+
+        def refresh(embeddings, labels, features):
+            calls.append((tuple(embeddings.shape), len(labels), tuple(features.shape)))
+
+        objective.refresh = refresh
+        return objective
+
+    monkeypatch.setattr(training, "make_objective", curious)
+    train(replace(SMALL, see=False), progress=False)
+    assert calls == [((160, 12), 160, (160, 32))] * 2
+
+
+def test_old_and_foreign_files_are_refused(tmp_path):
+    save_checkpoint({"weight": torch.ones(2)}, tmp_path / "half.pt")
+    torch.save({"weight": torch.ones(2)}, tmp_path / "foreign.pt")
+    (tmp_path / "empty.pt").write_bytes(b"")
+    (tmp_path / "folder.pt").mkdir()
+    for name in ("half", "foreign", "empty", "folder", "none"):
+        with pytest.raises(SeeError, match="checkpoint: "):
+            read_checkpoint(tmp_path / f"{name}.pt")

@@ -1,0 +1,156 @@
+"Recipes: every field is checked before data is read, and the published ones say what the authors' code does."
+
+import subprocess
+import sys
+from dataclasses import asdict, fields, replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from see_nb.errors import SeeError
+from see_nb.method.curriculum import ExpansionSchedule
+from see_nb.training.presets import PRESETS, photo_recipe, preset
+from see_nb.training.recipes import CHOICES, LIMITS, Recipe, recipe_from
+
+ANYTHING = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(),
+    st.text(max_size=9),
+    st.lists(st.integers(), max_size=2),
+    st.sampled_from([name for names in CHOICES.values() for name in names]),
+)
+
+
+def one_line(error: SeeError) -> bool:
+    return "\n" not in str(error) and len(str(error)) > 20
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.dictionaries(st.sampled_from([f.name for f in fields(Recipe)]), ANYTHING, max_size=4))
+def test_any_fields_are_taken_or_refused_in_one_line(changes):
+    try:
+        recipe = Recipe(**changes)
+    except SeeError as error:
+        assert one_line(error)
+        return
+    for field in fields(Recipe):
+        assert type(getattr(recipe, field.name)) is type(field.default), field.name
+    for name, (least, most) in LIMITS.items():
+        assert least <= getattr(recipe, name) <= most
+    assert Recipe(**asdict(recipe)) == recipe and len(recipe.fingerprint) == 12 and recipe.method
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"samples_per_class": 0}, "samples_per_class: expected 1 to"),
+        ({"samples_per_class": -2}, "samples_per_class: expected 1 to"),
+        ({"width": 0}, "width: expected 1 to"),
+        ({"width": 100_000}, "width: expected 1 to 512"),
+        ({"smallest_crop": 2}, "smallest_crop: expected 0.01 to 1"),
+        ({"smallest_crop": 1e-9}, "smallest_crop: expected 0.01 to 1"),
+        ({"smallest_crop": float("nan")}, "smallest_crop: expected a number, got nan"),
+        ({"weight": float("nan")}, "weight: expected a number, got nan"),
+        ({"test_fraction": float("nan")}, "test_fraction: expected a number"),
+        ({"resize": -5}, "resize: expected -1 to"),
+        ({"resize": 1, "image_size": 64}, "resize: expected at least image_size"),
+        ({"image_size": 2000}, "image_size: expected 0 to 1,024"),
+        ({"image_size": 5}, "image_size: expected at least 16"),
+        ({"embedding_size": 10**8}, "embedding_size: expected 1 to"),
+        ({"embedding_size": 1}, r"need at least 9 \(K \+ 1\), got 1. Raise it, or train"),
+        ({"embedding_size": 8}, "use n_expansion <= 7"),
+        ({"proxy_rate": -1}, "proxy_rate: expected 0 to"),
+        ({"head_rate": -1}, "head_rate: expected 0 to"),
+        ({"step_factor": -0.5}, "step_factor: expected 0 to"),
+        ({"epochs": 0}, "epochs: expected 1 to"),
+        ({"epochs": 2.5}, "epochs: expected a whole number"),
+        ({"see": 1}, "see: expected True or False"),
+        ({"seed": -1}, "seed: expected 0 to"),
+        ({"loss": "proxy_ancor"}, "Did you mean 'proxy_anchor'"),
+        ({"image_mix": "mixupp"}, "expected one of '', mixup, cutmix"),
+        ({"batch_size": 63}, "expected a multiple of samples_per_class"),
+        ({"frozen": True}, "conv4 starts at random"),
+        ({"encoder_grad": False, "proxy_grad": False}, "expected at least one of them"),
+        ({"epochs": 1}, "nothing would be expanded in 1 epoch with curriculum 'rising'"),
+        ({"fraction": 0}, "nothing would be expanded in 15 epochs"),
+        ({"epochs": 1, "curriculum": "threshold"}, "nothing would be expanded"),
+    ],
+)
+def test_what_is_wrong_is_named(changes, message):
+    with pytest.raises(SeeError, match=message):
+        Recipe(**changes)
+
+
+def test_a_run_that_expands_something_is_taken():
+    for changes in ({"see": False}, {"weight": 0}, {"curriculum": "constant"}):
+        assert Recipe(epochs=1, **changes).epochs == 1
+    for epochs in range(2, 300, 7):  # as the schedule itself says
+        share = max(ExpansionSchedule(epochs)(e) for e in range(epochs))
+        assert round(share * 64) > 0 and Recipe(epochs=epochs)
+
+
+def test_one_value_has_one_form_and_one_fingerprint():
+    assert Recipe(clip=float("inf")) == Recipe(clip=0) and Recipe(clip=float("inf")).clip == 0
+    same = [Recipe(weight=w, epochs=e) for w, e in ((1, 3), (1.0, np.int64(3)), (np.float32(1), 3))]
+    assert len({recipe.fingerprint for recipe in same}) == 1
+    assert Recipe(seed=1).fingerprint != Recipe().fingerprint
+
+
+def test_the_two_settings_have_names():
+    published = replace(Recipe(), encoder_grad=False)
+    assert (published.setting, Recipe().setting) == ("as published", "with the encoder")
+    assert published.method == "Proxy-Anchor + SEE, as published"
+    assert Recipe().method == "Proxy-Anchor + SEE"
+    assert replace(published, weight=0.3).method == "Proxy-Anchor + SEE, proxies only"
+    for changes in ({"see": False}, {"expansion": "repeat"}, {"proxy_grad": False}):
+        assert replace(Recipe(), **changes).setting == ""
+
+
+def test_presets_follow_the_published_code():
+    assert len(PRESETS) == 32
+    for name, recipe in PRESETS.items():
+        large = recipe.dataset in ("sop", "inshop")
+        assert recipe.setting == "as published" and recipe.adam_eps == 1e-4
+        assert recipe.replacement and recipe.clip == 10 and recipe.proxy_rate == 1e4
+        assert recipe.weight_decay == (1e-4 if large else 1e-2)
+        assert recipe.warmup_epochs == (5 if large else 1)
+        resnet = recipe.backbone == "resnet50"
+        assert recipe.batch_norms == ("eval" if resnet else "train"), name
+        assert recipe.head_rate == (100 if large and not resnet else 1)
+    assert PRESETS["inshop-deit_small-128"].epochs == 300
+    steps = PRESETS["sop-resnet50-512"]
+    found = steps.learning_rate, steps.schedule, steps.step_epochs, steps.step_factor, steps.epochs
+    assert found == (6e-4, "step", 25, 0.3, 150)
+    half = preset("cub200-deit_small-128", batch_size=90)
+    assert half.learning_rate == pytest.approx(5e-6)
+    with pytest.raises(SeeError, match="Did you mean 'cub200-deit_small-128'"):
+        preset("cub200-deit-128")
+    with pytest.raises(SeeError, match="Recipe has no field los. Did you mean 'loss'"):
+        preset("cub200-deit_small-128", los="triplet")
+
+
+@pytest.mark.parametrize("n_images", [4, 500, 60_000])
+@pytest.mark.parametrize("n_classes", [2, 60, 11_000])
+@pytest.mark.parametrize("size", ["", "small", "medium", "large"])
+def test_a_recipe_for_own_photos_is_always_one(n_images, n_classes, size):
+    for gpu in (False, True):
+        recipe = photo_recipe(n_images, n_classes, size=size, gpu=gpu)
+        assert recipe.dataset == "folder" and recipe.batch_size <= 2 * n_classes
+
+
+def test_a_stored_recipe_is_whole_or_refused():
+    stored = asdict(Recipe())
+    assert recipe_from(stored, "here") == Recipe()
+    for wrong in (None, {}, stored | {"los": 1}, stored | {"width": 10**6}, stored | {"epochs": "3"}):
+        with pytest.raises(SeeError, match="^here: "):
+            recipe_from(wrong, "here")
+
+
+def test_recipes_and_presets_load_neither_torch_nor_pandas():
+    code = "import sys, see_nb.training.presets; print({'torch', 'pandas'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"

@@ -1,0 +1,63 @@
+"A plan of runs: on a pool, with submitit, and after a stop."
+
+from dataclasses import replace
+
+import pytest
+
+from see_nb.errors import SeeError
+from see_nb.training.recipes import Recipe
+from see_nb.training.results import read_rows
+from see_nb.training.runs import run_recipes
+
+SMALL = Recipe(embedding_size=12, epochs=2, width=4, train_classes=40, validation=0.0)
+PLAN = [replace(SMALL, seed=seed, see=see) for seed in range(2) for see in (False, True)]
+SAME = ["fingerprint", "recall_at_1", "map_at_r", "n_expanded", "threads"]
+
+
+@pytest.fixture(scope="module")
+def pooled(tmp_path_factory):
+    "The rows of the plan, made by two processes."
+    return run_recipes(PLAN, tmp_path_factory.mktemp("pool") / "rows.jsonl", processes=2)
+
+
+def rows_of(table):
+    return table.sort_values("fingerprint")[SAME].values.tolist()
+
+
+def test_a_pool_makes_every_row_once_with_one_thread(pooled):
+    assert sorted(pooled.fingerprint) == sorted(recipe.fingerprint for recipe in PLAN)
+    assert set(pooled.threads) == {1} and pooled.n_expanded.gt(0).eq(pooled.see).all()
+
+
+def test_rows_are_the_same_however_they_are_made(pooled, tmp_path, monkeypatch):
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    here = run_recipes(PLAN[:2], tmp_path / "here.jsonl", processes=1)
+    torch.set_num_threads(threads)
+    pytest.importorskip("submitit", reason="submitit is not installed")
+    monkeypatch.chdir(tmp_path)
+    local = {"cluster": "local", "folder": tmp_path / "jobs"}
+    sent = run_recipes(
+        PLAN[:1], tmp_path / "sent.jsonl", launcher="submitit", launcher_options=local
+    )
+    pool = {row[0]: row for row in rows_of(pooled)}
+    for row in [*rows_of(here), *rows_of(sent)]:
+        assert row == pool[row[0]]
+
+
+def test_only_what_is_missing_is_run(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    first = run_recipes(PLAN[:1], path, processes=1)
+    both = run_recipes(PLAN[:2], path, tmp_path / "checkpoints", processes=1)
+    assert len(read_rows(path)) == 2 and first.run.iloc[0] in set(both.run)
+
+
+def test_a_wrong_recipe_ends_the_plan_with_its_own_words(tmp_path):
+    wrong = [replace(SMALL, batch_size=4000, seed=seed) for seed in range(2)]
+    with pytest.raises(SeeError, match="need 2000 training classes"):
+        run_recipes(wrong, tmp_path / "rows.jsonl", processes=2)
+    for options in ({"launcher": "slurm"}, {"processes": 0}):
+        with pytest.raises(SeeError, match=next(iter(options))):
+            run_recipes(PLAN, tmp_path / "rows.jsonl", **options)
