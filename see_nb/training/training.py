@@ -100,15 +100,9 @@ def make_objective(
         _curriculum(recipe),
         encoder_grad=recipe.encoder_grad,
         proxy_grad=recipe.proxy_grad,
-        expansion=_expansion(recipe, sizes),
+        expansion=build_expansion(recipe.expansion, *sizes),
         miner=miner,
     )
-
-
-def _expansion(recipe: Recipe, sizes: tuple[int, ...]):
-    "The closed form draws no points: SEELoss knows it by its name."
-    name = recipe.expansion
-    return name if name == "closed_form" else build_expansion(name, *sizes)
 
 
 def _curriculum(recipe: Recipe) -> ExpansionSchedule | ThresholdSchedule:
@@ -328,6 +322,9 @@ def restore_training(
 ) -> None:
     "Go back to a stored state."
     t = training
+    known = t.splits.train_set.classes, t.model.channels, sorted(t.schedule.state_dict())
+    if known != (state["classes"], state["channels"], sorted(state["schedule"])):
+        raise SeeError(f"{source}: its classes, channels or schedule are not those of the recipe.")
     fill(t.model, state["model"], source)
     fill(t.objective, state["objective"], source)
     try:
