@@ -234,7 +234,7 @@ HOW_TO_GET = {  # name -> how to get it
     "omniglot": "Downloaded on first use (about 15 MB), or put the official zips into "
     "ROOT/omniglot-py.",
     **{name: benchmark.get for name, benchmark in BENCHMARKS.items()},
-    "folder": "Your own photos: ROOT holds one sub-folder a class, or a labels.csv with the header "
+    "folder": "Your own photos: ROOT holds one sub-folder per class, or a labels.csv with the header "
     "path,label or path,label,split.",
 }
 OPTIONS = ("test_fraction", "seed", "test_classes", "train_classes")  # of "folder"

@@ -114,7 +114,7 @@ def mixup(
     generator: torch.Generator | None = None,  # of partners and share
     alpha: int = 2,  # of Beta(alpha, alpha), >= 1
 ) -> Mixture:
-    "Mixtures with embeddings of other classes, one share a batch (embedding mixup, as in Metrix, ICLR 2022)."
+    "Mixtures with embeddings of other classes, one share per batch (embedding mixup, as in Metrix, ICLR 2022)."
     share = _beta(alpha, embeddings, generator)
     partners = draw_partners(batch, n_expansion, False, generator)
     mixed = torch.lerp(
@@ -143,7 +143,7 @@ def make_synthetics(
     expansion: Callable,  # like those above
     batch: Batch,
     centers: Tensor,  # of the sources, unit rows, (N, D)
-    n_expansion: int,  # K, synthetics a source
+    n_expansion: int,  # K, synthetics per source
     *,
     generator: torch.Generator | None = None,
 ) -> tuple[
@@ -164,7 +164,7 @@ def make_synthetics(
     )
     if synthetics.ndim != 3 or len(synthetics) != len(labels):
         raise SeeError(
-            f"expansion: expected synthetics ({len(labels)}, K, {centers.shape[1]}), one row of K a source, got {tuple(synthetics.shape)}."
+            f"expansion: expected synthetics ({len(labels)}, K, {centers.shape[1]}), one row of K per source, got {tuple(synthetics.shape)}."
         )
     own = labels.repeat_interleave(synthetics.shape[1])
     if isinstance(made, Tensor):
