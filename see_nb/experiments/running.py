@@ -24,8 +24,8 @@ def bar_share(
     text: str,  # what a cell wrote to standard error
 ) -> float | None:  # in [0, 1], or None where there is no bar
     "The share that the last progress bar in a text has reached."
-    counts = re.findall(r"\|\s*(\d+)/(\d+)\s*\[", text)
-    return int(counts[-1][0]) / max(int(counts[-1][1]), 1) if counts else None
+    counts = re.findall(r"\|\s*([\d.]+)/(\d+)\s*\[", text)
+    return float(counts[-1][0]) / max(int(counts[-1][1]), 1) if counts else None
 
 # %% ../../nbs/experiments/06_running.ipynb #c07
 class _Client(NotebookClient):
