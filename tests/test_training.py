@@ -20,7 +20,7 @@ from see_nb.errors import SeeError
 from see_nb.method.see_loss import SEELoss
 from see_nb.training.presets import PRESETS
 from see_nb.training.recipes import Recipe
-from see_nb.experiments.statistics import comparison_table, small_experiments
+from see_nb.experiments.statistics import comparison_table
 from see_nb.training.results import read_rows
 from see_nb.training.splits import load_split
 from see_nb.training.training import load_model, train
@@ -202,35 +202,17 @@ def test_a_row_is_whole_and_plain_json(tiny, tmp_path):
 
 
 def test_tables_are_what_pandas_makes_of_the_rows(root):
-    rows = small_experiments(
-        read_rows(*sorted((root / "nbs" / "experiments" / "results").glob("*.jsonl")))
-    )
-    table = comparison_table(rows, ["dataset", "D"], "recall_at_1", "Proxy-Anchor").set_index(
-        ["dataset", "D", "method"]
-    )
-    wide = rows.pivot_table(index=["dataset", "D", "seed"], columns="method", values="recall_at_1")
-    for (dataset, d), cell in wide.groupby(level=[0, 1]):
+    rows = read_rows(root / "nbs" / "experiments" / "results" / "evidence.jsonl")
+    assert not rows.duplicated("run").any()
+    rows = rows[rows.experiment == "evidence methods"]
+    table = comparison_table(rows, ["dataset"], "recall_at_1", "Proxy-Anchor")
+    table = table.set_index(["dataset", "method"])
+    wide = rows.pivot_table(index=["dataset", "seed"], columns="method", values="recall_at_1")
+    for dataset, cell in wide.groupby(level=0):
         for method in cell:
             column = cell[method].dropna()
-            text = table.loc[(dataset, d, method)].iloc[0]
+            text = table.loc[(dataset, method)].iloc[0]
             assert text == f"{column.mean():.1%} ± {column.std():.1%} ({len(column)})"
-    assert not rows.duplicated("fingerprint").any()
-
-
-def test_small_experiments_that_cannot_run_here_say_why(monkeypatch, tmp_path, capsys):
-    def load(name, root=None, split="train"):
-        if name == "omniglot":
-            raise ValueError("no network")
-
-    monkeypatch.setattr(training, "load_dataset", load)
-    assert training.small_there(tmp_path) == ["glyphs"]
-    told = capsys.readouterr().out
-    assert (
-        "left out: omniglot: no network" in told
-        and "left out: cub50: squeezenet1_0.safetensors is not in" in told
-    )
-    (tmp_path / "squeezenet1_0.safetensors").touch()
-    assert training.small_there(tmp_path) == ["glyphs", "cub50"]
 
 
 def test_fewer_training_classes_are_drawn_by_the_seed_and_nested():
@@ -322,7 +304,9 @@ def test_a_disk_that_fills_up_leaves_the_last_checkpoint(tiny, tmp_path):
         pytest.raises(ValueError, match="the disk is full.*The one before is whole"),
     ):
         train(recipe, checkpoint=path, progress=False)
-    assert read_checkpoint(path)["epoch"] == 2 and [p.name for p in tmp_path.glob("[!.]*")] == ["c.pt"]
+    assert read_checkpoint(path)["epoch"] == 2 and [p.name for p in tmp_path.glob("[!.]*")] == [
+        "c.pt"
+    ]
     resumed, whole = (
         train(recipe, checkpoint=path, resume=True, progress=False),
         train(recipe, progress=False),
