@@ -434,10 +434,13 @@ def written(file: io.TextIOWrapper) -> str:
 
 
 def folded(text: str, width: int = 80) -> str:
-    "Help whose first line, the usage, is no longer than the others."
-    usage, _, rest = text.partition("\n")
-    usage = textwrap.fill(usage, width, subsequent_indent=" " * 7, break_on_hyphens=False)
-    return f"{usage}\n{rest.rstrip()}"
+    "Help whose usage and description are no wider than its boxes."
+    lines = []
+    for line in text.rstrip().splitlines():
+        indent = " " * 7 * line.startswith("usage: ")
+        wide = len(line) > width
+        lines += textwrap.wrap(line, width, subsequent_indent=indent) if wide else [line]
+    return "\n".join(lines)
 
 
 PLAIN = {  # Python's words for a wrong number, and plain ones
