@@ -9,7 +9,8 @@ __all__ = ['Batch', 'Mixture', 'draw_partners', 'embedding_expansion', 'symmetri
 # %% ../../nbs/method/06_augmentations.ipynb #c02
 from functools import lru_cache
 from inspect import signature
-from typing import Callable, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F

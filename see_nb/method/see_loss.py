@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from pytorch_metric_learning import distances, losses, reducers
+from pytorch_metric_learning import losses
 from torch import Tensor, nn
 
 from ..errors import SeeError

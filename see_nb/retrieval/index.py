@@ -31,7 +31,7 @@ from tqdm import tqdm
 
 from ..data.crops import test_transform
 from ..data.photos import Photos, read_photo
-from ..errors import SeeError, near, one_of
+from ..errors import SeeError, near, needs, one_of
 from ..files import cannot_write, claimed, replacing
 from .embedding import crop_size, find_photos, weights_digest
 from .metrics import unit_rows
@@ -559,9 +559,7 @@ def _export(index: Index, path: Path) -> None:
         with replacing(path.with_suffix(".csv")) as part:
             table.to_csv(part, index=False)
         return
-    try:
+    with needs("export", "export of .parquet"):
         import pyarrow  # noqa: F401
-    except ImportError:
-        raise SeeError("export: .parquet needs pyarrow. `pip install pyarrow`, or use .npy.")
     with replacing(path) as part:
         table.assign(embedding=list(index.embeddings)).to_parquet(part, index=False)

@@ -178,7 +178,9 @@ def _timm_body(name: str, pretrained: bool, image_size: int | None) -> dict:
             raise SeeError(
                 f"image_size: {name} cannot be built for {image_size} pixels. Leave image_size out."
             ) from error
-        raise _no_hub(name, error) if pretrained else error
+        if pretrained:
+            raise _no_hub(name, error) from error
+        raise
     config = timm.data.resolve_model_data_config(body)
     parts = {"backbone": body, "n_features": getattr(body, "head_hidden_size", body.num_features)}
     parts |= {key: config[key] for key in ("mean", "std", "interpolation")}
