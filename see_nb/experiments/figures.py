@@ -19,7 +19,7 @@ from ..errors import SeeError
 
 # %% ../../nbs/experiments/05_figures.ipynb #c05
 def set_style() -> None:
-    "The look of every figure: seaborn's colour-blind palette, light grid, readable at column width."
+    "The look of every figure: colour-blind-safe colours, readable at column width."
     sns.set_theme(context="paper", style="whitegrid", palette="colorblind", font_scale=1.05)
     plt.rcParams.update(
         {
@@ -56,8 +56,8 @@ def contact_sheet(
     "Images on a grid, with coloured frames around some of them."
     if images.ndim != 4 or len(images) % columns:
         raise SeeError(
-            f"images: expected (rows * columns, channels, H, W) with a multiple of {columns} images, got "
-            f"{tuple(images.shape)}. Pad the last row with blank images."
+            f"images: expected (rows * columns, channels, H, W) with a multiple of {columns} "
+            f"images, got {tuple(images.shape)}. Pad the last row with blank images."
         )
     rows, (height, width) = len(images) // columns, images.shape[-2:]
     if ax is None:
@@ -118,7 +118,7 @@ def seen_from(
     proxy: Tensor,  # unit, (3,)
     x: Tensor,  # unit rows, (n, 3)
 ) -> Tensor:  # (n, 2)
-    "Where points of the sphere are around a proxy: direction in the plane, distance is the angle in degrees."
+    "Points of the sphere as seen from a proxy; the distance is the angle in degrees."
     up = torch.tensor([0.0, 0.0, 1.0]) - proxy[2] * proxy
     plane = torch.stack([torch.linalg.cross(up, proxy), up]) / up.norm()
     angles = (x @ proxy).clamp(-1, 1).arccos().rad2deg()

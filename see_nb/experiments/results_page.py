@@ -138,7 +138,10 @@ def results_page(
     "Every table and figure of the reports, numbered."
     counts = {"Table": 0, "Figure": 0}
     parts = [_report_cells(name, report, preset, counts) for name, report in reports.items()]
-    first = "# Results\n\nEvery table and figure, with the command that makes it and the rows it is made of: one row for each training run."
+    first = (
+        "# Results\n\nEvery table and figure, with the command that makes it and the rows it is "
+        "made of: one row per training run."
+    )
     cells = [new_markdown_cell(first), *(cell for part in parts for cell in part)]
     language = {"name": "python", "pygments_lexer": "ipython3"}
     return new_notebook(cells=cells, metadata={"language_info": language})

@@ -54,7 +54,10 @@ def shown_notebook(
     return new_notebook(cells=cells, metadata=_METADATA)
 
 # %% ../../nbs/experiments/09_site.ipynb #c07
-_TAGS = "a b blockquote br caption code details div em figcaption figure hr i img kbd li ol p pre s small span strong sub summary sup table tbody td tfoot th thead tr u ul"
+_TAGS = (
+    "a b blockquote br caption code details div em figcaption figure hr i img kbd li ol p pre s "
+    "small span strong sub summary sup table tbody td tfoot th thead tr u ul"
+)
 
 
 def harmless(
@@ -153,21 +156,27 @@ def find_notebooks(
         if any(place.glob("experiments/*_run.ipynb")):
             return place.resolve()
     raise SeeError(
-        f"notebooks: there is no experiments/*_run.ipynb in {' or '.join(map(str, places))}. The notebooks "
-        "are in the repository, not in the package: clone it and run see-nb reproduce there, or give --notebooks."
+        f"notebooks: there is no experiments/*_run.ipynb in {' or '.join(map(str, places))}. "
+        "The notebooks are in the repository, not in the package: clone it and run see-nb "
+        "reproduce there, or give --notebooks."
     )
 
 
 def read_notebooks(
     source: Path,  # of `find_notebooks`
 ) -> dict[str, nbformat.NotebookNode]:  # path without ending, relative to the folder
-    "All notebooks, in reading order: those at the top, then wing by wing, each run before its report."
+    "All notebooks and pages of Markdown, in reading order: those at the top, then wing by wing."
     places = [source, *(source / wing for wing in WINGS)]
     paths = [path for place in places for path in sorted(place.glob("*.ipynb"))]
-    return {
-        path.relative_to(source).with_suffix("").as_posix(): nbformat.read(path, as_version=4)
-        for path in paths
-    }
+    paths = [*sorted(source.glob("*.md")), *paths]
+    return {path.relative_to(source).with_suffix("").as_posix(): _read(path) for path in paths}
+
+
+def _read(path: Path) -> nbformat.NotebookNode:
+    "A notebook; a page of Markdown is one of a single cell."
+    if path.suffix == ".ipynb":
+        return nbformat.read(path, as_version=4)
+    return new_notebook(cells=[new_markdown_cell(path.read_text(encoding="utf-8"))])
 
 # %% ../../nbs/experiments/09_site.ipynb #c15
 _LANDING = """# SEE: Spherical Embedding Expansion
@@ -226,15 +235,15 @@ def landing_page(
 ) -> str:  # Markdown
     "Three doors, and the sidebar."
     wings = {wing: [name for name in notebooks if name.startswith(f"{wing}/")] for wing in WINGS}
-    start = [name for name in notebooks if name.startswith("see_in")] + ["readme"] * (
-        "readme" in notebooks
-    )
+    start = [n for n in ("see_in_half_an_hour", "glossary", "readme") if n in notebooks]
     tools = [name for name in notebooks if "/" not in name and name not in start]
     claim = title_and_claim(notebooks["readme"])[1] if "readme" in notebooks else ""
     reports = [name for name in notebooks if name.endswith("_report")]
     pages = ["reference/command_line", *(f"reference/{name}" for name in reference)]
     doors = {
-        "understand": _links([*[n for n in start if n != "readme"], *wings["method"]], notebooks),
+        "understand": _links(
+            [*[n for n in start if n != "readme"], *wings["method"][:6]], notebooks
+        ),
         "use": "* [Install, and five lines of use](readme.ipynb)\n" * ("readme" in notebooks)
         + "* [The command line](reference/command_line.md)\n"
         + "".join(f"* [Reference: {name}](reference/{name}.md)\n" for name in reference),
@@ -250,14 +259,16 @@ def landing_page(
 # %% ../../nbs/experiments/09_site.ipynb #c18
 _STYLE = """
 .doors { display: flex; flex-wrap: wrap; gap: 1rem }
-.bd-article .door { flex: 1 1 14rem; padding: .5rem 1rem !important; border: 1px solid var(--pst-color-border); border-radius: .5rem }
+.bd-article .door { flex: 1 1 14rem; padding: .5rem 1rem !important; border-radius: .5rem }
+.bd-article .door { border: 1px solid var(--pst-color-border) }
 .cell_output, .pst-scrollable-table-container { overflow-x: auto }
 .bd-article { overflow-wrap: anywhere }
 .bd-article code .pre { white-space: normal; overflow-wrap: anywhere }
 dt.sig { overflow-x: auto } .genindextable { table-layout: fixed }
 th, td { text-align: left !important; font-variant-numeric: tabular-nums; overflow-wrap: normal }
 @media (max-width: 600px) {
-  .bd-article table { font-size: .75rem } .bd-article :is(th, td) { padding: .2rem .3rem !important }
+  .bd-article table { font-size: .75rem }
+  .bd-article :is(th, td) { padding: .2rem .3rem !important }
   .bd-article tbody th { max-width: 7.5rem; white-space: normal }
 }
 """
@@ -271,7 +282,7 @@ _CONFIGURATION = {
     "extensions": ["myst_nb", "sphinx_copybutton", "sphinx-mathjax-offline"],
     "nb_execution_mode": "off",
     "nb_ipywidgets_js": {},
-    "myst_enable_extensions": ["dollarmath", "amsmath", "colon_fence"],
+    "myst_enable_extensions": ["dollarmath", "amsmath", "colon_fence", "deflist"],
     "myst_heading_anchors": 3,
     "html_theme": "sphinx_book_theme",
     "html_title": "SEE: Spherical Embedding Expansion",
@@ -389,6 +400,12 @@ def run_sphinx(
     return [line for line in plain.splitlines() if line.strip()]
 
 # %% ../../nbs/experiments/09_site.ipynb #c21
+def _site_links(text: str) -> str:
+    "Links as the site has them: the README is no index, a page of Markdown is a notebook."
+    text = re.sub(r"\]\(((?:\.\./)*)index\.ipynb", r"](\1readme.ipynb", text)
+    return re.sub(r"\]\(((?:\.\./)*)glossary\.md", r"](\1glossary.ipynb", text)
+
+# %% ../../nbs/experiments/09_site.ipynb #c22
 def build_site(
     notebooks: dict[str, nbformat.NotebookNode],  # of `read_notebooks`
     output: str | Path,  # folder of the site
@@ -402,12 +419,12 @@ def build_site(
         if not title_and_claim(notebook)[0]:
             notebook.cells.insert(0, new_markdown_cell(f"# {Path(name).name}"))
     reports = [name for name in shown if name.endswith("_report")]
-    reports.sort(key=lambda name: name not in fresh)
+    reports.sort(key=lambda name: (name not in fresh, not name.endswith("evidence_report")))
     for name in reports:
         add_targets(shown[name], Path(name).name)
     for notebook in shown.values():
         for cell in notebook.cells:
-            cell.source = re.sub(r"\]\(((?:\.\./)*)index\.ipynb", r"](\1readme.ipynb", cell.source)
+            cell.source = _site_links(cell.source)
     reference = reference_pages()
     picture = _picture(notebooks.get("index"))
     pages = {
@@ -421,7 +438,7 @@ def build_site(
         warnings.warn(warning)
     return Path(output) / "index.html"
 
-# %% ../../nbs/experiments/09_site.ipynb #c23
+# %% ../../nbs/experiments/09_site.ipynb #c24
 _PRESETS = ("quick", "full")
 _NEEDED = (
     "sphinx",
@@ -440,7 +457,7 @@ def _check_packages() -> None:
         for name in _NEEDED:
             importlib.import_module(name)
 
-# %% ../../nbs/experiments/09_site.ipynb #c24
+# %% ../../nbs/experiments/09_site.ipynb #c25
 _PRESETS = ("quick", "full")
 _NEEDED = (
     "sphinx",
@@ -455,11 +472,9 @@ _NEEDED = (
 
 def _check_packages() -> None:
     "Raise when a package of the extra is missing."
-    missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
-    if missing:
-        raise SeeError(
-            f'reproduce needs {", ".join(missing)}: pip install "see-nb[notebooks]" brings what is missing.'
-        )
+    with needs("notebooks", "reproduce"):
+        for name in _NEEDED:
+            importlib.import_module(name)
 
 
 def _prepare_output(output: Path, source: Path) -> None:
@@ -481,7 +496,7 @@ def _prepare_output(output: Path, source: Path) -> None:
             f"output: cannot write into {output}: {error.strerror}. Give another folder."
         ) from error
 
-# %% ../../nbs/experiments/09_site.ipynb #c25
+# %% ../../nbs/experiments/09_site.ipynb #c26
 def chosen_notebooks(
     names: Sequence[str],  # of all notebooks
     preset: str,  # quick or full
@@ -507,7 +522,7 @@ def chosen_notebooks(
     quick = [name for short, name in by_name.items() if short.startswith("quick_")]
     return quick if preset == "quick" else experiments
 
-# %% ../../nbs/experiments/09_site.ipynb #c28
+# %% ../../nbs/experiments/09_site.ipynb #c29
 _WEIGHTS = {"run": 10, "report": 2, "site": 3}
 
 
@@ -532,7 +547,7 @@ class _Progress:
         self.bar.update(max(now - self.bar.n, 0))
         self.bar.refresh()
 
-# %% ../../nbs/experiments/09_site.ipynb #c29
+# %% ../../nbs/experiments/09_site.ipynb #c30
 def reproduce(
     preset: str = "quick",  # "quick" (minutes) or "full" (hours)
     output: str | Path = "see-nb-site",  # folder of rows and pages; rows that are there are kept
