@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CAUSES', 'cannot_write', 'expanded', 'make_folder', 'replacing', 'locked', 'claimed']
 
-# %% ../nbs/files.ipynb #c02
+# %% ../nbs/files.ipynb #c03
 import errno
 import os
 import uuid
@@ -15,7 +15,7 @@ from pathlib import Path
 
 from .errors import SeeError
 
-# %% ../nbs/files.ipynb #c05
+# %% ../nbs/files.ipynb #c06
 CAUSES = {  # number of the operating system -> what it means, and the remedy
     errno.EACCES: "there is no permission to write there. Choose another folder.",
     errno.EPERM: "there is no permission to write there. Choose another folder.",
@@ -38,7 +38,7 @@ def cannot_write(
     what = CAUSES.get(error.errno, f"{error.strerror or error}. Choose another folder.")
     return SeeError(f"{path}: cannot be written, {what}")
 
-# %% ../nbs/files.ipynb #c07
+# %% ../nbs/files.ipynb #c08
 def expanded(
     path: str | Path,  # `~` and `~name` stand for a home
 ) -> Path:
@@ -58,7 +58,7 @@ def make_folder(path: Path) -> None:
     except OSError as error:
         raise cannot_write(path, error) from error
 
-# %% ../nbs/files.ipynb #c10
+# %% ../nbs/files.ipynb #c11
 @contextmanager
 def replacing(
     path: str | Path,  # of the file to be made or replaced
@@ -80,7 +80,7 @@ def replacing(
         with suppress(OSError):
             part.unlink()
 
-# %% ../nbs/files.ipynb #c15
+# %% ../nbs/files.ipynb #c16
 @contextmanager
 def locked(
     path: Path,  # of a lock file, made when missing
@@ -99,7 +99,7 @@ def locked(
     finally:
         lock.release()
 
-# %% ../nbs/files.ipynb #c16
+# %% ../nbs/files.ipynb #c17
 @contextmanager
 def claimed(
     path: Path,  # of a lock file, made when missing; a file beside it holds the name

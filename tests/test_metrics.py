@@ -33,11 +33,11 @@ WRONG = {
     "labels real": (lambda x, y: recall_at_k(x, y.double()), "query_labels: expected whole number"),
     "gallery labels short": (
         lambda x, y: recall_at_k(x, y, x, y[1:]),
-        r"gallery_labels: expected one label an embedding, \(12,\), got \(11,\)",
+        r"gallery_labels: expected one label per embedding, \(12,\), got \(11,\)",
     ),
     "gallery labels short, MAP": (
         lambda x, y: mean_average_precision_at_r(x, y, x, y[1:]),
-        "gallery_labels: expected one label an embedding",
+        "gallery_labels: expected one label per embedding",
     ),
     "gallery alone": (lambda x, y: recall_at_k(x, y, x), "expected both or neither"),
     "gallery wider": (

@@ -6,7 +6,7 @@
 __all__ = ['BLOCK', 'DAMAGE', 'Budget', 'refuse_member', 'extract_zip', 'extract_tar', 'extract', 'md5_of', 'download', 'fetch',
            'compare_md5', 'move_in']
 
-# %% ../../nbs/data/01_archives.ipynb #c02
+# %% ../../nbs/data/01_archives.ipynb #c03
 import errno
 import hashlib
 import os
@@ -22,7 +22,7 @@ from pathlib import Path, PurePosixPath
 from ..errors import SeeError
 from ..files import cannot_write, locked, make_folder
 
-# %% ../../nbs/data/01_archives.ipynb #c05
+# %% ../../nbs/data/01_archives.ipynb #c06
 BLOCK = 4096  # bytes that the smallest file takes on a disk
 
 
@@ -53,7 +53,7 @@ class Budget:
                 f"unpack it, got {self.free / 1e6:,.0f} MB. Free some space, or move the data root."
             )
 
-# %% ../../nbs/data/01_archives.ipynb #c07
+# %% ../../nbs/data/01_archives.ipynb #c08
 def refuse_member(
     archive: Path,
     name: str,  # of a member
@@ -89,7 +89,7 @@ def extract_tar(archive: Path, folder: Path, budget: Budget) -> None:
     with tarfile.open(archive) as content:
         content.extractall(folder, filter=checked)
 
-# %% ../../nbs/data/01_archives.ipynb #c08
+# %% ../../nbs/data/01_archives.ipynb #c09
 DAMAGE = (RuntimeError, EOFError, zlib.error, tarfile.TarError, zipfile.BadZipFile)
 DAMAGE += (NotImplementedError, UnicodeDecodeError)  # a compression or a name that is not known
 
@@ -120,7 +120,7 @@ def extract(
             raise SeeError(f"{archive}: cannot be read ({error}). Replace it.") from error
         raise cannot_write(folder, error) from error
 
-# %% ../../nbs/data/01_archives.ipynb #c11
+# %% ../../nbs/data/01_archives.ipynb #c12
 def md5_of(path: Path) -> str:
     "The MD5 sum of a file."
     digest = hashlib.md5(usedforsecurity=False)
@@ -147,7 +147,7 @@ def download(url: str, archive: Path, md5: str) -> None:
         with suppress(OSError):
             part.unlink()
 
-# %% ../../nbs/data/01_archives.ipynb #c12
+# %% ../../nbs/data/01_archives.ipynb #c13
 def fetch(
     target: Path,  # folder to make, which the archive holds under the same name
     file: str,  # name of the archive

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LAYOUT', 'checksum', 'CachedPhotos', 'read_index', 'cache_photos', 'write_cache']
 
-# %% ../../nbs/data/04_cache.ipynb #c02
+# %% ../../nbs/data/04_cache.ipynb #c03
 import hashlib
 import zlib
 from pathlib import Path
@@ -18,7 +18,7 @@ from .photos import Photos, content_hashes, in_threads, read_photo
 from ..errors import SeeError, one_of
 from ..files import locked, replacing
 
-# %% ../../nbs/data/04_cache.ipynb #c05
+# %% ../../nbs/data/04_cache.ipynb #c06
 def checksum(data: np.ndarray, height: int, width: int) -> int:
     "Of the pixels of a photo and of its shape."
     return zlib.crc32(data, zlib.crc32(f"{height}x{width}".encode()))
@@ -59,7 +59,7 @@ class CachedPhotos(Photos):
         some.hashes = [self.hashes[i] for i in indices]
         return CachedPhotos(some, self.store, self.where[indices], self.made)
 
-# %% ../../nbs/data/04_cache.ipynb #c06
+# %% ../../nbs/data/04_cache.ipynb #c07
 def read_index(
     index: Path,
     store: Path,  # the file of bytes that it describes
@@ -77,7 +77,7 @@ def read_index(
         return None
     return np.column_stack([np.concatenate([[0], ends])[:n], rows])
 
-# %% ../../nbs/data/04_cache.ipynb #c08
+# %% ../../nbs/data/04_cache.ipynb #c09
 LAYOUT = 2  # raise when the files of the cache or the reading of photos change
 
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['shorter_side', 'train_transform', 'test_transform', 'Crops']
 
-# %% ../../nbs/data/05_crops.ipynb #c02
+# %% ../../nbs/data/05_crops.ipynb #c03
 from collections.abc import Callable
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .photos import Photos
 
-# %% ../../nbs/data/05_crops.ipynb #c05
+# %% ../../nbs/data/05_crops.ipynb #c06
 def shorter_side(
     image_size: int,  # of the test crop, in pixels
 ) -> int:  # in pixels
@@ -48,7 +48,7 @@ def test_transform(
     mode = v2.InterpolationMode(interpolation)
     return v2.Compose([v2.Resize(shorter_side(image_size), mode), v2.CenterCrop(image_size)])
 
-# %% ../../nbs/data/05_crops.ipynb #c10
+# %% ../../nbs/data/05_crops.ipynb #c11
 class Crops(torch.utils.data.Dataset):
     "Batches of crops, each named by its image's number and the number its chance comes from."
 

@@ -7,7 +7,7 @@ __all__ = ['GLYPHS_VERSION', 'GLYPHS_SIZE', 'DEJAVU', 'STIX', 'OMNIGLOT', 'OMNIG
            'draw_glyphs', 'checksum', 'read_arrays', 'cached_arrays', 'glyphs_file', 'open_glyphs', 'omniglot_files',
            'read_drawing', 'fetch_omniglot', 'open_omniglot', 'glyphs_state', 'omniglot_state']
 
-# %% ../../nbs/data/02_drawings.ipynb #c02
+# %% ../../nbs/data/02_drawings.ipynb #c03
 import hashlib
 import unicodedata
 import warnings
@@ -22,7 +22,7 @@ from .archives import fetch
 from ..errors import SeeError, needs
 from ..files import replacing
 
-# %% ../../nbs/data/02_drawings.ipynb #c05
+# %% ../../nbs/data/02_drawings.ipynb #c06
 GLYPHS_VERSION = 1  # raise when the drawing changes: it is in the name of the cached file
 GLYPHS_SIZE = 28  # pixels
 DEJAVU = [
@@ -48,7 +48,7 @@ def draw_character(character: str, font: ImageFont.FreeTypeFont) -> np.ndarray:
     ImageDraw.Draw(image).text(place, character, fill=255, font=font, anchor="ms")
     return np.asarray(image)
 
-# %% ../../nbs/data/02_drawings.ipynb #c08
+# %% ../../nbs/data/02_drawings.ipynb #c09
 def draw_glyphs() -> tuple[
     np.ndarray, np.ndarray, list[str]
 ]:  # images (N, 28, 28) uint8, labels (N,), characters
@@ -73,7 +73,7 @@ def draw_glyphs() -> tuple[
         images += drawn.values()
     return np.stack(images), np.array(labels), characters
 
-# %% ../../nbs/data/02_drawings.ipynb #c10
+# %% ../../nbs/data/02_drawings.ipynb #c11
 def checksum(images: np.ndarray, labels: np.ndarray) -> str:
     "Of images and labels."
     return hashlib.sha256(images.tobytes() + labels.astype("<i8").tobytes()).hexdigest()
@@ -111,7 +111,7 @@ def cached_arrays(
         warnings.warn(f"{error} It is made anew each time.", stacklevel=2)
     return images, labels, classes
 
-# %% ../../nbs/data/02_drawings.ipynb #c11
+# %% ../../nbs/data/02_drawings.ipynb #c12
 def glyphs_file(root: Path) -> Path:
     "Where the drawn letters are kept."
     return root / f"glyphs-v{GLYPHS_VERSION}.npz"
@@ -130,7 +130,7 @@ def open_glyphs(
     names = [f"{characters[i]} {unicodedata.name(characters[i], '')}" for i in chosen]
     return images[keep], np.searchsorted(chosen, labels[keep]), names
 
-# %% ../../nbs/data/02_drawings.ipynb #c22
+# %% ../../nbs/data/02_drawings.ipynb #c23
 OMNIGLOT = {"train": ("images_background", 964), "test": ("images_evaluation", 659)}
 OMNIGLOT_BYTES = 300_000_000  # that an archive unpacks to, at most
 
@@ -165,7 +165,7 @@ def read_drawing(path: Path) -> np.ndarray:
         ) from error
     return 255 - np.asarray(small)
 
-# %% ../../nbs/data/02_drawings.ipynb #c23
+# %% ../../nbs/data/02_drawings.ipynb #c24
 def fetch_omniglot(root: Path, split: str) -> None:
     "Unpack a split of Omniglot, downloaded first, unless it is there."
     from torchvision.datasets import Omniglot
@@ -194,7 +194,7 @@ def open_omniglot(
         fetch_omniglot(root, split)
     return cached_arrays(root / f"omniglot-28-{split}.npz", make)
 
-# %% ../../nbs/data/02_drawings.ipynb #c24
+# %% ../../nbs/data/02_drawings.ipynb #c25
 def glyphs_state(root: Path) -> tuple[Path, str]:  # where it is looked for, and what is there
     "Whether the letters are drawn."
     return glyphs_file(root), "there" if glyphs_file(root).exists() else "not drawn yet"

@@ -7,7 +7,7 @@ __all__ = ['SYSTEM', 'SPLITS', 'REMEDY', 'Found', 'kind_of', 'find_files', 'desc
            'read_classes', 'read_labels', 'draw_classes', 'refuse_choice', 'choose_split', 'looks_like_photo',
            'lost_classes', 'left_out', 'look_alikes', 'find_table', 'list_folder']
 
-# %% ../../nbs/data/07_folders.ipynb #c02
+# %% ../../nbs/data/07_folders.ipynb #c03
 import mimetypes
 import os
 import posixpath
@@ -24,7 +24,7 @@ from .photos import photo_endings
 from ..errors import SeeError
 from ..files import expanded
 
-# %% ../../nbs/data/07_folders.ipynb #c05
+# %% ../../nbs/data/07_folders.ipynb #c06
 SYSTEM = {"thumbs.db", "desktop.ini", "__macosx", "$recycle.bin", "@eadir", "lost+found"}
 SYSTEM |= {"system volume information"}
 
@@ -83,7 +83,7 @@ def describe_files(paths: list[str]) -> str:  # "10 .heic, 2 .txt (cup/1.heic, .
     counts = ", ".join(f"{n} {ending}" for ending, n in endings.most_common())
     return f"{counts} ({', '.join(paths[:3])}{', ...' if len(paths) > 3 else ''})"
 
-# %% ../../nbs/data/07_folders.ipynb #c08
+# %% ../../nbs/data/07_folders.ipynb #c09
 SPLITS = {"train", "training", "trn", "test", "testing", "tst", "val", "valid", "validation"}
 SPLITS |= {"dev", "eval", "query", "gallery"}
 
@@ -123,7 +123,7 @@ def read_classes(folder: Path, found: Found) -> pd.DataFrame:  # path, label
     refuse_layout(folder, sorted(set(labels)), found)
     return pd.DataFrame({"path": found.photos, "label": labels})
 
-# %% ../../nbs/data/07_folders.ipynb #c10
+# %% ../../nbs/data/07_folders.ipynb #c11
 def read_labels(path: Path) -> pd.DataFrame:  # path, label and, where given, split
     "A labels.csv, sorted by class."
     columns = "path label split" if read_lines(path)[0].count(",") == 2 else "path label"
@@ -140,7 +140,7 @@ def read_labels(path: Path) -> pd.DataFrame:  # path, label and, where given, sp
         refuse_rows(wrong, path, 2, frame, "train or test as split")
     return frame.sort_values("label", kind="stable")
 
-# %% ../../nbs/data/07_folders.ipynb #c12
+# %% ../../nbs/data/07_folders.ipynb #c13
 def draw_classes(names: list[str], test_fraction: float, seed: int) -> list[str]:
     "A share of the classes, by a fixed shuffle."
     if not 0 < test_fraction < 1 or not 0 < (n := round(test_fraction * len(names))) < len(names):
@@ -197,7 +197,7 @@ def choose_split(
     refuse_choice("test_classes", test_classes, names, folder)
     return frame.assign(split=np.where(frame.label.isin(test_classes), "test", "train"))
 
-# %% ../../nbs/data/07_folders.ipynb #c14
+# %% ../../nbs/data/07_folders.ipynb #c15
 def looks_like_photo(path: str) -> bool:
     "Whether a file that cannot be read is a picture or a film by its name."
     raw = {".heic", ".heif", ".avif", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf"}
@@ -235,7 +235,7 @@ def look_alikes(names: list[str], folder: Path) -> str:  # "" when there are non
     texts = [" and ".join(map(repr, group)) for group in sorted(alike)]
     return f"names that differ in case or blanks only: {'; '.join(texts[:3])}" if texts else ""
 
-# %% ../../nbs/data/07_folders.ipynb #c15
+# %% ../../nbs/data/07_folders.ipynb #c16
 REMEDY = (
     "Put the missing files back, correct labels.csv, or save the photos as JPEG or PNG "
     "(`pip install pillow-heif` reads .heic)."

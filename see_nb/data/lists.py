@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CORRECT', 'read_lines', 'split_values', 'refuse_rows', 'read_list', 'names_in', 'on_disk', 'Listing']
 
-# %% ../../nbs/data/06_lists.ipynb #c02
+# %% ../../nbs/data/06_lists.ipynb #c03
 import csv
 import os
 import re
@@ -19,7 +19,7 @@ import pandas as pd
 from .photos import Photos
 from ..errors import SeeError
 
-# %% ../../nbs/data/06_lists.ipynb #c05
+# %% ../../nbs/data/06_lists.ipynb #c06
 CORRECT = "Correct it, or take the original file again."
 
 
@@ -50,7 +50,7 @@ def split_values(lines: list[str], path: Path) -> list[list[str]]:
         raise SeeError(f"{path}, line {len(rows) + 1}: {error}. {CORRECT}") from error
     return rows
 
-# %% ../../nbs/data/06_lists.ipynb #c06
+# %% ../../nbs/data/06_lists.ipynb #c07
 def refuse_rows(
     bad: pd.Series,  # bool, a row
     path: Path,  # of the list
@@ -105,7 +105,7 @@ def read_list(
         refuse_rows(frame[unique].duplicated(), path, header + 1, frame, expected)
     return frame
 
-# %% ../../nbs/data/06_lists.ipynb #c09
+# %% ../../nbs/data/06_lists.ipynb #c10
 def names_in(folder: str) -> set[str]:
     "Files in a folder; none if there is no such folder."
     found = set()
@@ -129,7 +129,7 @@ def on_disk(folder: Path, paths: list[str]) -> np.ndarray:  # bool, (N,)
     found = {parent: names_in(os.path.join(folder, parent)) for parent in parents}
     return np.array([os.path.basename(p) in found[os.path.dirname(p)] for p in paths], dtype=bool)
 
-# %% ../../nbs/data/06_lists.ipynb #c10
+# %% ../../nbs/data/06_lists.ipynb #c11
 @dataclass
 class Listing:
     "What a data set lists, what it should hold, and what of it is on disk."

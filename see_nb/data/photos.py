@@ -6,7 +6,7 @@
 __all__ = ['NO_PHOTOS', 'LONGEST', 'RECENT', 'photo_endings', 'refuse_size', 'eight_bits', 'read_photo', 'shrink', 'signature',
            'hash_file', 'memo_file', 'read_memo', 'content_hashes', 'in_threads', 'Photos', 'check_photos']
 
-# %% ../../nbs/data/03_photos.ipynb #c02
+# %% ../../nbs/data/03_photos.ipynb #c03
 import hashlib
 import json
 import os
@@ -26,7 +26,7 @@ from tqdm import tqdm
 from ..errors import SeeError
 from ..files import replacing
 
-# %% ../../nbs/data/03_photos.ipynb #c05
+# %% ../../nbs/data/03_photos.ipynb #c06
 NO_PHOTOS = {"BUFR", "EPS", "FITS", "GRIB", "HDF5", "MPEG", "WMF"}  # Pillow knows, but not decodes
 
 
@@ -41,7 +41,7 @@ def photo_endings() -> frozenset[str]:  # ".jpg", ".png", ...
     kinds = Image.registered_extensions().items()
     return frozenset(e for e, kind in kinds if kind in Image.OPEN and kind not in NO_PHOTOS)
 
-# %% ../../nbs/data/03_photos.ipynb #c08
+# %% ../../nbs/data/03_photos.ipynb #c09
 LONGEST = 50  # sides of a photo are at most this ratio: a crop of a thin strip would be gigabytes
 
 
@@ -80,7 +80,7 @@ def eight_bits(
         )
     return image
 
-# %% ../../nbs/data/03_photos.ipynb #c09
+# %% ../../nbs/data/03_photos.ipynb #c10
 def read_photo(
     path: str | Path,  # any file that Pillow reads; the first picture of several
     resize: int | None = None,  # shorter side in pixels; a smaller photo is left as it is
@@ -119,7 +119,7 @@ def shrink(
         return photo
     return v2.functional.resize(photo, [resize], v2.InterpolationMode(interpolation))
 
-# %% ../../nbs/data/03_photos.ipynb #c15
+# %% ../../nbs/data/03_photos.ipynb #c16
 def signature(path: str) -> list[int]:
     "What the file system says of a file, and what changes whenever its content does."
     info = os.stat(path)
@@ -134,7 +134,7 @@ def hash_file(path: str) -> str:  # 32 hexadecimal digits
             digest.update(block)
     return digest.hexdigest()
 
-# %% ../../nbs/data/03_photos.ipynb #c16
+# %% ../../nbs/data/03_photos.ipynb #c17
 RECENT = 2_000_000_000  # nanoseconds; a file changed since then may change again unnoticed
 
 
@@ -192,7 +192,7 @@ def in_threads(items: list, work: Callable, text: str, block: int = 256) -> Iter
                 yield result
                 bar.update()
 
-# %% ../../nbs/data/03_photos.ipynb #c20
+# %% ../../nbs/data/03_photos.ipynb #c21
 class Photos:
     "Photos on disk, decoded when asked for."
 
@@ -234,7 +234,7 @@ class Photos:
         chosen = index.nonzero().squeeze(1) if index.dtype == torch.bool else index
         return self.select(chosen.tolist())
 
-# %% ../../nbs/data/03_photos.ipynb #c22
+# %% ../../nbs/data/03_photos.ipynb #c23
 def check_photos(photos: Photos) -> None:
     "Decode every photo; a SeeError with the head of the list of those that cannot be."
 

@@ -6,7 +6,7 @@
 __all__ = ['refuse_embeddings', 'unit_rows', 'search_in_order', 'nearest', 'refuse_labels', 'checked_labels', 'recall_at_k',
            'mean_average_precision_at_r']
 
-# %% ../../nbs/retrieval/01_metrics.ipynb #c02
+# %% ../../nbs/retrieval/01_metrics.ipynb #c03
 import warnings
 from collections.abc import Iterator, Sequence
 
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..errors import SeeError
 
-# %% ../../nbs/retrieval/01_metrics.ipynb #c09
+# %% ../../nbs/retrieval/01_metrics.ipynb #c10
 def refuse_embeddings(x: Tensor, name: str) -> None:
     "A SeeError for what are no embeddings at all."
     if not isinstance(x, Tensor) or x.ndim != 2 or not x.is_floating_point():
@@ -42,7 +42,7 @@ def unit_rows(
         )
     return rows
 
-# %% ../../nbs/retrieval/01_metrics.ipynb #c11
+# %% ../../nbs/retrieval/01_metrics.ipynb #c12
 def search_in_order(
     index: faiss.Index,
     items: np.ndarray,  # that it holds, (G, D)
@@ -59,11 +59,11 @@ def search_in_order(
             found[row] = np.argsort(-(items @ queries[row]), kind="stable")[: width + 1]
     return found[:, :width]
 
-# %% ../../nbs/retrieval/01_metrics.ipynb #c12
+# %% ../../nbs/retrieval/01_metrics.ipynb #c13
 def nearest(
     query: Tensor,  # unit embeddings, (Q, D)
     gallery: Tensor | None = None,  # unit embeddings, (G, D); None: each query among the others
-    k: int = 1,  # neighbours a query; at most as many as there are
+    k: int = 1,  # neighbours per query; at most as many as there are
     chunk: int = 2048,  # queries searched at once, bounds the memory
 ) -> Iterator[np.ndarray]:  # indices into the gallery, nearest first, (chunk, min(k, available))
     "Exact nearest neighbours by inner product, a chunk of queries at a time."
@@ -90,12 +90,12 @@ def nearest(
             found = found[~own].reshape(len(found), width - 1)
         yield found
 
-# %% ../../nbs/retrieval/01_metrics.ipynb #c14
+# %% ../../nbs/retrieval/01_metrics.ipynb #c15
 def refuse_labels(x: Tensor, labels: Tensor | None, name: str) -> None:
     "A SeeError unless there is one whole number for each embedding."
     if not isinstance(labels, Tensor) or labels.shape != x.shape[:1]:
         got = tuple(labels.shape) if isinstance(labels, Tensor) else type(labels).__name__
-        raise SeeError(f"{name}: expected one label an embedding, ({len(x)},), got {got}.")
+        raise SeeError(f"{name}: expected one label per embedding, ({len(x)},), got {got}.")
     if labels.is_floating_point() or labels.is_complex():
         raise SeeError(f"{name}: expected whole numbers, got {labels.dtype}.")
 
@@ -126,7 +126,7 @@ def checked_labels(
         )
     return labels, items
 
-# %% ../../nbs/retrieval/01_metrics.ipynb #c15
+# %% ../../nbs/retrieval/01_metrics.ipynb #c16
 def recall_at_k(
     query: Tensor,  # unit embeddings, (Q, D)
     query_labels: Tensor,  # class of each query, (Q,)
@@ -148,7 +148,7 @@ def recall_at_k(
         found_at += np.bincount(first, minlength=len(found_at))
     return {k: float(found_at[:k].sum() / len(labels)) for k in ks}
 
-# %% ../../nbs/retrieval/01_metrics.ipynb #c18
+# %% ../../nbs/retrieval/01_metrics.ipynb #c19
 def mean_average_precision_at_r(
     query: Tensor,  # unit embeddings, (Q, D)
     query_labels: Tensor,  # class of each query, (Q,)
