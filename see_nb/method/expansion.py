@@ -14,32 +14,35 @@ from torch import Tensor
 from ..errors import SeeError
 from .centers import mmd_centers
 
-# %% ../../nbs/method/02_expansion.ipynb #c07
+# %% ../../nbs/method/02_expansion.ipynb #c09
 def full_precision(x: Tensor) -> Tensor:
     "Half precision goes up to float32; float32 and float64 stay."
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
-# %% ../../nbs/method/02_expansion.ipynb #c08
+# %% ../../nbs/method/02_expansion.ipynb #c10
 def check_n_expansion(
     n_expansion: int,  # K, synthetics per source
     embedding_size: int,  # D
 ) -> None:
-    "A ValueError unless 1 <= K <= D - 1."
+    "A SeeError unless 1 <= K <= D - 1."
     if n_expansion < 1:
         raise SeeError(f"n_expansion: expected at least 1, got {n_expansion}. The paper uses 8.")
     if embedding_size < n_expansion + 1:
         raise SeeError(
-            f"n_expansion: {n_expansion} synthetics need an embedding size of at least {n_expansion + 1} (K + 1), got "
-            f"{embedding_size}. Use n_expansion <= {embedding_size - 1} or larger embeddings."
+            f"n_expansion: {n_expansion} synthetics need an embedding size of at least "
+            f"{n_expansion + 1} (K + 1), got {embedding_size}. "
+            + (f"Use n_expansion <= {embedding_size - 1} or " if embedding_size > 1 else "Use ")
+            + "larger embeddings."
         )
 
 
 def _check_expansion(embeddings: Tensor, centers: Tensor, n_expansion: int) -> None:
-    "Shapes, types and sizes; the lengths of the vectors are the caller's business (a look would stop a GPU)."
+    "Shapes, types, sizes; unit length is the caller's business (a look would stop a GPU)."
     if embeddings.ndim != 2 or embeddings.shape != centers.shape:
         raise SeeError(
-            f"embeddings and centers: expected two tensors of one shape (B, D), got {tuple(embeddings.shape)} and "
-            f"{tuple(centers.shape)}. Pass the centre of each embedding's own class: centers[labels]."
+            "embeddings and centers: expected two tensors of one shape (B, D), got "
+            f"{tuple(embeddings.shape)} and {tuple(centers.shape)}. Pass the centre of each "
+            "embedding's own class: centers[labels]."
         )
     dtypes = f"{embeddings.dtype} and {centers.dtype}".replace("torch.", "")
     if not (embeddings.is_floating_point() and centers.is_floating_point()):
@@ -58,7 +61,7 @@ def _check_expansion(embeddings: Tensor, centers: Tensor, n_expansion: int) -> N
         )
     check_n_expansion(n_expansion, embeddings.shape[1])
 
-# %% ../../nbs/method/02_expansion.ipynb #c09
+# %% ../../nbs/method/02_expansion.ipynb #c11
 def expand_reference(
     embeddings: Tensor,  # sources, unit rows, (B, D)
     centers: Tensor,  # unit centre of each source's class, (B, D)
@@ -66,7 +69,7 @@ def expand_reference(
     *,
     generator: torch.Generator | None = None,  # of the random directions
 ) -> Tensor:  # (B, K, D)
-    "Spherical expansion as a loop over samples and Gram-Schmidt steps: slow, easy to check. Use `expand`."
+    "Spherical expansion as a loop of Gram-Schmidt steps: slow, easy to check. Use `expand`."
     _check_expansion(embeddings, centers, n_expansion)
     mu = mmd_centers(n_expansion + 1, dtype=embeddings.dtype)
     synthetics = []
@@ -87,13 +90,13 @@ def expand_reference(
         else embeddings.new_zeros(0, n_expansion, embeddings.shape[1])
     )
 
-# %% ../../nbs/method/02_expansion.ipynb #c11
+# %% ../../nbs/method/02_expansion.ipynb #c13
 def expansion_errors(
     embeddings: Tensor,  # sources, (B, D)
     centers: Tensor,  # unit centre of each source's class, (B, D)
     synthetics: Tensor,  # (B, K, D)
 ) -> dict[str, float]:  # invariant -> largest absolute deviation
-    "How far synthetics are from what a spherical expansion guarantees: four numbers that should be rounding errors."
+    "How far synthetics are from a spherical expansion: four numbers, rounding errors at best."
     z, w, x = embeddings.detach().double(), centers.detach().double(), synthetics.detach().double()
     k = x.shape[1]
     c = (z * w).sum(-1)
@@ -109,7 +112,7 @@ def expansion_errors(
     }
     return {name: deviation.abs().max().item() for name, deviation in deviations.items()}
 
-# %% ../../nbs/method/02_expansion.ipynb #c14
+# %% ../../nbs/method/02_expansion.ipynb #c16
 def _gaussian(shape: tuple[int, ...], like: Tensor, generator: torch.Generator | None) -> Tensor:
     "Normal numbers with dtype and device of another tensor, drawn where the generator lives."
     device = like.device if generator is None else generator.device
@@ -130,14 +133,14 @@ def _lateral_simplex(
     mu = mmd_centers(n_expansion + 1, dtype=centers.dtype, device=centers.device)
     return (mu[1:, 1:] * signs) @ frames[:, :, 2:].mT
 
-# %% ../../nbs/method/02_expansion.ipynb #c15
+# %% ../../nbs/method/02_expansion.ipynb #c17
 def _decompose(embeddings: Tensor, centers: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     "The part m along the centre (B, D), the residual r (B, D) and its length rho (B, 1)."
     along = (embeddings * centers).sum(-1, keepdim=True) * centers
     residuals = embeddings - along
     return along, residuals, torch.linalg.vector_norm(residuals, dim=-1, keepdim=True)
 
-# %% ../../nbs/method/02_expansion.ipynb #c16
+# %% ../../nbs/method/02_expansion.ipynb #c18
 def expand(
     embeddings: Tensor,  # sources, unit rows, (B, D)
     centers: Tensor,  # unit centre of each source's class, (B, D); a constant for the gradient
@@ -145,7 +148,7 @@ def expand(
     *,
     generator: torch.Generator | None = None,  # of the random frames; may live on another device
 ) -> Tensor:  # (B, K, D), unit rows, dtype and device of the embeddings
-    "Spherical expansion (SEE, Le & Woo, PAKDD 2024) of a whole batch, each source in its own frame."
+    "Spherical expansion (SEE, Le & Woo, PAKDD 2024) of a batch, a frame for each source."
     _check_expansion(embeddings, centers, n_expansion)
     with torch.autocast(embeddings.device.type, enabled=False):
         z, w = full_precision(embeddings), full_precision(centers.detach())
@@ -154,7 +157,7 @@ def expand(
         simplex = _lateral_simplex(w, u, n_expansion, generator)
         return ((m - r / n_expansion)[:, None] + rho[:, None] * simplex).to(embeddings.dtype)
 
-# %% ../../nbs/method/02_expansion.ipynb #c27
+# %% ../../nbs/method/02_expansion.ipynb #c31
 def repeat_sources(
     embeddings: Tensor,  # sources, unit rows, (B, D)
     centers: Tensor,  # unit centre of each source's class, (B, D); not used
