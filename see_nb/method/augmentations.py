@@ -6,7 +6,7 @@
 __all__ = ['Batch', 'Mixture', 'draw_partners', 'embedding_expansion', 'symmetrical_synthesis', 'mixup', 'no_synthetics',
            'make_synthetics']
 
-# %% ../../nbs/method/06_augmentations.ipynb #c02
+# %% ../../nbs/method/06_augmentations.ipynb #c03
 from functools import lru_cache
 from inspect import signature
 from collections.abc import Callable
@@ -19,7 +19,7 @@ from torch import Tensor
 from ..errors import SeeError
 from .expansion import full_precision
 
-# %% ../../nbs/method/06_augmentations.ipynb #c05
+# %% ../../nbs/method/06_augmentations.ipynb #c06
 class Batch(NamedTuple):
     "What an expansion that asks for `batch` is given."
 
@@ -35,7 +35,7 @@ class Mixture(NamedTuple):
     others: Tensor  # the other class of each, (N, K)
     share: Tensor  # lambda, of the source's class, in [0, 1], a scalar
 
-# %% ../../nbs/method/06_augmentations.ipynb #c07
+# %% ../../nbs/method/06_augmentations.ipynb #c08
 def _uniform(shape: tuple[int, ...], like: Tensor, generator: torch.Generator | None) -> Tensor:
     "Numbers in [0, 1), drawn where the generator lives."
     device = like.device if generator is None else generator.device
@@ -61,7 +61,7 @@ def draw_partners(
     )
     return candidates.gather(1, drawn.long().minimum(allowed.sum(1, keepdim=True) - 1))
 
-# %% ../../nbs/method/06_augmentations.ipynb #c10
+# %% ../../nbs/method/06_augmentations.ipynb #c11
 def embedding_expansion(
     embeddings: Tensor,  # sources, unit rows, (N, D)
     centers: Tensor,  # (N, D); not used
@@ -82,7 +82,7 @@ def embedding_expansion(
 # of a loss of pairs: the released code takes hard positives among the originals only
 embedding_expansion.negatives_only = True
 
-# %% ../../nbs/method/06_augmentations.ipynb #c14
+# %% ../../nbs/method/06_augmentations.ipynb #c15
 def symmetrical_synthesis(
     embeddings: Tensor,  # sources, unit rows, (N, D)
     centers: Tensor,  # (N, D); not used
@@ -96,7 +96,7 @@ def symmetrical_synthesis(
     sources = full_precision(embeddings)[:, None]
     return (2 * (sources * axes).sum(-1, keepdim=True) * axes - sources).to(embeddings.dtype)
 
-# %% ../../nbs/method/06_augmentations.ipynb #c17
+# %% ../../nbs/method/06_augmentations.ipynb #c18
 def _beta(alpha: int, like: Tensor, generator: torch.Generator | None) -> Tensor:
     "A scalar from Beta(alpha, alpha): the median of 2 alpha - 1 uniform numbers."
     if alpha != int(alpha) or alpha < 1:
@@ -123,7 +123,7 @@ def mixup(
     )
     return Mixture(F.normalize(mixed, dim=-1).to(embeddings.dtype), batch.labels[partners], share)
 
-# %% ../../nbs/method/06_augmentations.ipynb #c22
+# %% ../../nbs/method/06_augmentations.ipynb #c23
 def no_synthetics(
     embeddings: Tensor,  # sources, (N, D)
     centers: Tensor,  # (N, D); not used

@@ -5,20 +5,20 @@
 # %% auto #0
 __all__ = ['mmd_centers']
 
-# %% ../../nbs/method/01_centers.ipynb #c03
+# %% ../../nbs/method/01_centers.ipynb #c02
 import torch
 from torch import Tensor
 
 from ..errors import SeeError
 
-# %% ../../nbs/method/01_centers.ipynb #c12
+# %% ../../nbs/method/01_centers.ipynb #c11
 def mmd_centers(
     n_centers: int,  # L = K + 1 >= 2: the source and its K synthetics
     *,
     dtype: torch.dtype | None = None,  # of the result; torch's default when None
     device: torch.device | str | None = None,  # of the result
-) -> Tensor:  # (L, L - 1), unit rows, pairwise cosine -1 / (L - 1), lower triangular, first row e_1
-    "Vertices of a regular simplex: the centers of a Max-Mahalanobis distribution (Pang et al., ICML 2018)."
+) -> Tensor:  # (L, L - 1), unit rows, pairwise cosine -1 / K, lower triangular, first row e_1
+    "Vertices of a regular simplex: MMD centers (Pang et al., ICML 2018)."
     if n_centers < 2:
         raise SeeError(
             f"n_centers: expected at least 2 (one source and one synthetic), got {n_centers}. "

@@ -30,7 +30,7 @@ def _check_schedule(name: str, last: int, low: float, high: float, least: float)
 # %% ../../nbs/method/03_curriculum.ipynb #c08
 @dataclass(frozen=True)
 class ExpansionSchedule:
-    "The fraction of a batch to expand at each epoch, rising from low to high on half a cosine."
+    "The share of a batch to expand at each epoch, rising from low to high on half a cosine."
 
     epochs: int  # E, epochs of the whole training, >= 1
     low: float = 0.0  # fraction at epoch 0, in [0, high]
@@ -50,7 +50,7 @@ class ExpansionSchedule:
 # %% ../../nbs/method/03_curriculum.ipynb #c11
 @dataclass(frozen=True)
 class ThresholdSchedule:
-    "The least cosine to the own centre that is expanded at each epoch, falling from high to low on half a cosine."
+    "The least cosine to the own centre that is expanded, falling from high to low on half a cosine."
 
     epochs: int  # E, epochs of the whole training, >= 1
     low: float  # threshold at the last epoch, in [-1, high]
@@ -84,5 +84,5 @@ def select_above(
     similarity: Tensor,  # cosine of each embedding and its own centre, (B,)
     threshold: float,  # least cosine, in [-1, 1]
 ) -> Tensor:  # indices, in the order of the batch
-    "The embeddings at least this close to their own centre. Their number depends on the data, so a GPU waits for it."
+    "The embeddings at least this close to their own centre. A GPU must wait for their number."
     return (similarity >= threshold).nonzero().squeeze(1)
