@@ -9,8 +9,7 @@ __all__ = ['Batch', 'Mixture', 'draw_partners', 'embedding_expansion', 'symmetri
 # %% ../../nbs/method/06_augmentations.ipynb #c03
 from functools import lru_cache
 from inspect import signature
-from collections.abc import Callable
-from typing import NamedTuple
+from typing import Callable, NamedTuple
 
 import torch
 import torch.nn.functional as F
