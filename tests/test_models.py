@@ -102,7 +102,7 @@ def test_resnet50_starts_from_the_first_weights_of_torchvision(monkeypatch):
     monkeypatch.setattr(download, no_network)
     with pytest.raises(
         ValueError,
-        match=r"resnet50 cannot be had \(URLError\). Give a local file as weights=.*pretrained=False",
+        match=r"resnet50 cannot be had \(URLError\). Give a file \(weights=.*pretrained=False",
     ):
         create_model("resnet50", 8)
 
