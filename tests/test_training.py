@@ -397,6 +397,12 @@ def test_a_checkpoint_of_another_recipe_is_not_resumed(tiny, tmp_path):
 # Precision, rates, frozen backbones
 
 
+@pytest.mark.parametrize("name", ["htl", "smart_mining", "mic", "hard_proxies", "daml", "hdml"])
+def test_references_survive_half_precision(tiny, name):
+    run = train(around(name, precision="bf16", epochs=3), progress=False)
+    assert all(math.isfinite(epoch["loss"]) for epoch in run.row["history"])
+
+
 def test_half_precision_keeps_head_and_loss_in_single(tiny):
     seen = []
     real = steps.Step.forward
@@ -541,6 +547,55 @@ def test_two_processes_train_as_one(tmp_path):
     assert one[True]["losses"][0] > one[False]["losses"][0]  # SEE was at work
     assert torch.allclose(one["embeddings"], two["embeddings"], atol=1e-6)
     assert one["metrics"] == two["metrics"] == other["metrics"]
+
+
+REFERENCES = """
+import sys
+from unittest.mock import patch
+import torch
+from see_nb.method.registry import EXPANSIONS
+from see_nb.training import training
+from see_nb.training.recipes import Recipe
+
+class Enough(Exception):
+    pass
+
+real, results, last = training.Training.train_step, {}, []
+def step(self, images, labels):
+    if self.position == 4:
+        raise Enough
+    real(self, images, labels)
+    last[:] = [self]
+
+for name in sys.argv[2:]:
+    how = {"expansion": name, **EXPANSIONS[name].recipe} if name in EXPANSIONS else {"loss": name}
+    recipe = Recipe(embedding_size=12, width=4, batch_size=24, epochs=2, train_classes=20, validation=0,
+                    learning_rate=1e-3, schedule="constant", **{"curriculum": "constant", "n_expansion": 4, **how})
+    with patch.object(training.Training, "train_step", step):
+        try:
+            training.train(recipe, progress=False)
+        except Enough:
+            pass
+    parts = *last[0].model.parameters(), *last[0].objective.parameters()
+    results[name] = [p.detach().clone() for p in parts]
+torch.save(results, sys.argv[1] + str(last[0].accelerator.process_index))
+"""
+
+
+def test_references_learn_in_two_processes_what_they_learn_in_one(tmp_path):
+    same = "htl", "hard_proxies", "smart_mining", "hdml", "daml"  # draw nothing, or the same
+    names = *same, "mic", "deep_ranking"  # these draw triplets in each process
+    script = tmp_path / "references.py"
+    script.write_text(REFERENCES)
+    run_python(script, tmp_path / "one", *same)
+    two = "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"
+    run_python(script, tmp_path / "two", *names, launcher=two)
+    one, first, second = (torch.load(tmp_path / name) for name in ("one0", "two0", "two1"))
+    for name in names:
+        assert all(map(torch.equal, first[name], second[name])), name
+    for name in same:
+        for a, b in zip(one[name], first[name], strict=True):
+            torch.testing.assert_close(a, b, rtol=0, atol=2e-4, msg=name)
 
 
 LAUNCHED = """
