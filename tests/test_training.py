@@ -564,20 +564,23 @@ real, results, last = training.Training.train_step, {}, []
 def step(self, images, labels):
     if self.position == 4:
         raise Enough
+    before = self.total.item()
     real(self, images, labels)
+    losses.append(self.total.item() - before)
     last[:] = [self]
 
 for name in sys.argv[2:]:
+    losses = []
     how = {"expansion": name, **EXPANSIONS[name].recipe} if name in EXPANSIONS else {"loss": name}
-    recipe = Recipe(embedding_size=12, width=4, batch_size=24, epochs=2, train_classes=20, validation=0,
-                    learning_rate=1e-3, schedule="constant", **{"curriculum": "constant", "n_expansion": 4, **how})
+    recipe = Recipe(backbone="test_convnext", pretrained=False, image_size=32, embedding_size=12, batch_size=24, epochs=2,
+                    train_classes=20, validation=0, learning_rate=1e-5, proxy_rate=1e2, schedule="constant", **{"curriculum": "constant", "n_expansion": 4, **how})
     with patch.object(training.Training, "train_step", step):
         try:
             training.train(recipe, progress=False)
         except Enough:
             pass
     parts = *last[0].model.parameters(), *last[0].objective.parameters()
-    results[name] = [p.detach().clone() for p in parts]
+    results[name] = {"losses": losses, "weights": [p.detach().clone() for p in parts]}
 torch.save(results, sys.argv[1] + str(last[0].accelerator.process_index))
 """
 
@@ -592,10 +595,9 @@ def test_references_learn_in_two_processes_what_they_learn_in_one(tmp_path):
     run_python(script, tmp_path / "two", *names, launcher=two)
     one, first, second = (torch.load(tmp_path / name) for name in ("one0", "two0", "two1"))
     for name in names:
-        assert all(map(torch.equal, first[name], second[name])), name
+        assert all(map(torch.equal, first[name]["weights"], second[name]["weights"])), name
     for name in same:
-        for a, b in zip(one[name], first[name], strict=True):
-            torch.testing.assert_close(a, b, rtol=0, atol=2e-4, msg=name)
+        assert first[name]["losses"] == pytest.approx(one[name]["losses"], rel=2e-3), name
 
 
 LAUNCHED = """
