@@ -401,8 +401,10 @@ def run_sphinx(
 
 # %% ../../nbs/experiments/09_site.ipynb #c21
 def _site_links(text: str) -> str:
-    "Links as the site has them: the README is no index, a page of Markdown is a notebook."
+    "Links as the site has them: no README, folder or Markdown page."
     text = re.sub(r"\]\(((?:\.\./)*)index\.ipynb", r"](\1readme.ipynb", text)
+    elsewhere = rf"\[([^\]]*)\]\((?:(?:{'|'.join(WINGS)})/?|\.\./[A-Z]+\.md)\)"
+    text = re.sub(elsewhere, r"\1", text)
     return re.sub(r"\]\(((?:\.\./)*)glossary\.md", r"](\1glossary.ipynb", text)
 
 # %% ../../nbs/experiments/09_site.ipynb #c22
