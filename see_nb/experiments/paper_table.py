@@ -194,7 +194,8 @@ def settings_table(
     wide = see.assign(text=texts).pivot(index=index, columns="method", values="text")
     paper = see[see.method == AS_PUBLISHED].set_index(index).paper
     columns = {"PA": "Proxy-Anchor", AS_PUBLISHED: AS_PUBLISHED, WITH_ENCODER: WITH_ENCODER}
-    wide = wide.reindex(index=paper.index, columns=list(columns)).rename(columns=columns).fillna("")
+    wide = wide.reindex(index=paper.index, columns=list(columns)).rename(columns=columns)
+    wide = wide.astype(object).fillna("")
     paper = paper.map("{:.1f}".format, na_action="ignore").fillna("")
     wide.insert(0, "paper's SEE", paper)
     return wide[(wide != "").any(axis=1)].rename_axis(index={"embedding_size": "D"})
