@@ -96,6 +96,7 @@ DISTRIBUTIONS = {
     "PIL": "pillow",
     "IPython": "ipython",
     "bs4": "beautifulsoup4",
+    "sklearn": "scikit-learn",
 }
 
 
