@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Subset, TensorDataset
 
 from see_nb import evaluate, load_dataset
 
-NOTEBOOK = Path(__file__).parents[1] / "nbs" / "training" / "10_researchers.ipynb"
+NOTEBOOK = Path(__file__).parents[1] / "nbs" / "training" / "13_researchers.ipynb"
 
 
 def recipe(*names: str) -> dict:
