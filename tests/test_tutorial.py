@@ -72,7 +72,7 @@ def test_the_tutorial_runs_through_and_shows_what_it_says(tutorial, root):
     cells = [c for c in tutorial.cells if "#| notest" not in c.source]
     notebook = nbformat.v4.new_notebook(cells=cells, metadata=tutorial.metadata)
     where = {"metadata": {"path": str(root / "nbs")}}
-    NotebookClient(notebook, timeout=300, resources=where).execute()
+    NotebookClient(notebook, timeout=300, startup_timeout=300, resources=where).execute()
     printed = "".join(o.get("text", "") for c in code_cells(notebook) for o in c.outputs)
     off = {
         line.rsplit(" degrees")[0][:22].strip(): [int(x) for x in line[22:].split()[:3]]
