@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from see_nb.training import training
+from see_nb.training import splits
 from see_nb.retrieval.embedding import embed
 from see_nb.data.datasets import RetrievalDataset
 from see_nb.method.adapters import class_proxies
@@ -33,7 +33,7 @@ def tiny(monkeypatch):
             part.flatten(0, 1), labels, [f"{split} {i}" for i in range(len(part))], "tiny", split
         )
     monkeypatch.setattr(
-        training, "load_dataset", lambda name, root=None, split="train", **options: parts[split]
+        splits, "load_dataset", lambda name, root=None, split="train", **options: parts[split]
     )
     return parts
 
