@@ -1,4 +1,4 @@
-"What a user sees: help, errors, the book, and Ctrl-C."
+"What a user sees: help, errors, the site, and Ctrl-C."
 
 import dataclasses
 import os
@@ -78,8 +78,8 @@ def test_help_loads_no_library_and_starts_at_once(see_nb_process):
             "need at least 9 (K + 1), got 8",
         ),
         (["train", "--dataset", "folder"], "root: expected the folder of your own photos"),
-        (["evaluate", "--checkpoint", "/none.pt"], "checkpoint: there is no file /none.pt"),
-        (["reproduce", "--notebooks", "/none"], "there is no 10_quick_run.ipynb in /none"),
+        (["evaluate", "--checkpoint", "/none.pt"], "checkpoint: /none.pt: there is no such file"),
+        (["reproduce", "--notebooks", "/none"], "there is no experiments/*_run.ipynb in /none"),
         (["reproduce", "--only", "nine"], "only: "),
         (["reproduce", "--only"], "only: "),
         (["tran"], "command: expected one of reproduce, train,"),
@@ -115,16 +115,6 @@ def test_the_parsers_box_is_one_sentence(encoding):
     assert one_sentence(box) == "It is wrong, all of it."
 
 
-def test_every_training_command_of_the_readme_is_understood(see_nb_command, root):
-    lines = re.findall(
-        r"see-nb train [^`\n]*--(?:dataset|preset)[^`\n]*", (root / "README.md").read_text()
-    )
-    assert len(lines) >= 4
-    for line in lines:
-        done = see_nb_command(*shlex.split(line)[1:], "--show")
-        assert done.returncode == 0 and "embedding_size" in done.stdout, (line, done.stderr)
-
-
 @pytest.fixture
 def album(tmp_path) -> Path:
     "Photos of twelve classes, four each."
@@ -137,6 +127,37 @@ def album(tmp_path) -> Path:
                 tmp_path / "photos" / f"kind {label}" / f"{i}.jpg"
             )
     return tmp_path / "photos"
+
+
+def test_every_training_command_of_the_readme_is_understood(see_nb_command, root, album, tmp_path):
+    album.rename(tmp_path / "my-photos")
+    lines = re.findall(
+        r"see-nb train [^`\n]*--(?:dataset|preset)[^`\n]*", (root / "README.md").read_text()
+    )
+    assert len(lines) >= 4
+    for line in lines:
+        done = see_nb_command(*shlex.split(line)[1:], "--show", cwd=tmp_path)
+        assert done.returncode == 0 and "embedding_size" in done.stdout, (line, done.stderr)
+
+
+def test_a_size_chooses_the_recipe_by_the_photos(see_nb_command, album):
+    train = ("train", "--root", album, "--show", "--size")
+    done = see_nb_command(*train, "small", "--embedding-size", 32, "--image-size", 0)
+    assert done.returncode == 0, done.stderr
+    first = done.stdout.splitlines()[0]
+    assert first.startswith("Recipe of size small: dataset folder, ")
+    assert "batch_size 12" in first  # two of each of the six training classes
+    assert "embedding_size 32" in first and "image_size" not in first  # an option wins
+    more = see_nb_command(*train, "small", "--test-fraction", 0.25).stdout
+    assert "batch_size 18" in more.splitlines()[0]
+    assert "backbone deit_small" in see_nb_command(*train, "large").stdout.splitlines()[0]
+    for wrong, message in (
+        ((*train, "huge"), "--size"),
+        ((*train, "small", "--preset", "cub200-deit_small-128"), "--size or --preset, got both"),
+        (("train", "--size", "small"), "root: expected the folder of your own photos"),
+    ):
+        done = see_nb_command(*wrong)
+        assert done.returncode == 2 and message in done.stderr, done.stderr
 
 
 def test_your_own_photos_from_check_to_evaluation(see_nb_command, album, tmp_path):
@@ -161,7 +182,7 @@ def test_your_own_photos_from_check_to_evaluation(see_nb_command, album, tmp_pat
     done = see_nb_command(*check)
     assert (
         done.returncode == 1
-        and "1 of 48 photos are damaged" in done.stderr
+        and "1 of 48 photos cannot be read" in done.stderr
         and "kind 3/2.jpg" in done.stderr
     )
     assert see_nb_command(*check, "--no-decode").returncode == 0
@@ -187,10 +208,18 @@ def hear_ctrl_c() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-@pytest.mark.parametrize("module", ["tyro.constructors", "torch._C", "torchvision"])
-def test_ctrl_c_while_it_starts_ends_quietly(see_nb_process, module):
+@pytest.mark.parametrize(
+    "module, arguments",
+    [
+        ("tyro.constructors", ["datasets"]),
+        ("torch._C", ["datasets"]),
+        ("torchvision", ["evaluate", "--checkpoint", "none.pt"]),
+    ],
+    ids=["tyro.constructors", "torch._C", "torchvision"],
+)
+def test_ctrl_c_while_it_starts_ends_quietly(see_nb_process, module, arguments):
     process = see_nb_process(
-        "datasets",
+        *arguments,
         python=("-X", "importtime"),  # a line for each module that has been imported
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
@@ -271,45 +300,51 @@ def toy_notebooks(tmp_path) -> Path:
         "rows = read_rows(os.environ['SEE_NB_OUTPUT'] + '/results.jsonl')\nplt.plot(rows.i)\nrows"
     )
     folder = tmp_path / "nbs"
-    folder.mkdir()
+    (folder / "experiments").mkdir(parents=True)
     for name, title, code in (
-        ("10_quick_run", "Runs", run),
-        ("20a_small_experiments", "Report", report),
+        ("quick_run", "Runs", run),
+        ("quick_report", "Report", report),
     ):
         cells = [
             new.new_markdown_cell(
-                f"# {title}\n\n> Claim with $x^2$.\n\n## Part of {title}\n\nSee [runs](10_quick_run.ipynb)."
+                f"# {title}\n\n> Claim with $x^2$.\n\n## Part of {title}\n\nSee [runs](quick_run.ipynb)."
             ),
             new.new_code_cell(code),
         ]
-        nbformat.write(new.new_notebook(cells=cells), folder / f"{name}.ipynb")
+        nbformat.write(new.new_notebook(cells=cells), folder / "experiments" / f"{name}.ipynb")
     return folder
 
 
-def test_reproduce_writes_a_book_whose_links_resolve(see_nb_command, toy_notebooks, tmp_path):
-    book = tmp_path / "book"
-    done = see_nb_command("reproduce", "--notebooks", toy_notebooks, "--output", book)
+def test_reproduce_writes_a_site_whose_links_resolve(see_nb_command, toy_notebooks, tmp_path):
+    site = tmp_path / "site"
+    done = see_nb_command("reproduce", "--notebooks", toy_notebooks, "--output", site)
     assert done.returncode == 0, done.stderr
-    assert str(book / "index.html") in done.stdout and "5/5" in done.stderr
-    index = (book / "index.html").read_text()
-    assert "data:image/png" in index and "<table" in index and "Part of Report" in index
-    for page in book.glob("*.html"):
+    assert str(site / "index.html") in done.stdout
+    assert (
+        "100% |" in done.stderr
+        and "quick_run" in done.stderr
+        and len(read_rows(site / "results.jsonl")) == 5
+    )
+    results = (site / "results.html").read_text()
+    assert re.search(r'<img [^>]*src="_images/[^"]+\.png"', results)
+    assert "<table" in results and "Part of Report" in results
+    pages = list(site.rglob("*.html"))
+    assert {"index.html", "quick_run.html", "quick_report.html"} <= {page.name for page in pages}
+    for page in pages:
         text = page.read_text()
         assert "$x^2$" not in text
-        for link in re.findall(r'href="([^"#]+)"', text):
-            assert link.startswith(("https://", "data:")) or (book / link).exists(), (
-                page.name,
-                link,
-            )
-        assert not re.search(r'<script[^>]*src=|<link[^>]*href="http', text), page.name
+        for link in re.findall(r'(?:href|src)="([^"#?]+)', text):
+            there = (page.parent / link).exists()
+            assert link.startswith(("https://", "data:")) or there, (page.name, link)
+        assert not re.search(r'<script[^>]*src="http|<link[^>]*href="http', text), page.name
 
 
 def test_after_ctrl_c_finished_rows_stay_and_the_next_call_goes_on(
     see_nb_process, see_nb_command, toy_notebooks, tmp_path
 ):
-    book = tmp_path / "book"
-    command = ["reproduce", "--notebooks", toy_notebooks, "--output", book]
-    rows = book / "results.jsonl"
+    site = tmp_path / "site"
+    command = ["reproduce", "--notebooks", toy_notebooks, "--output", site]
+    rows = site / "results.jsonl"
     process = see_nb_process(*command, stderr=subprocess.PIPE, preexec_fn=hear_ctrl_c)
     deadline = time.time() + 120
     while len(read_rows(rows)) < 2 and time.time() < deadline:
@@ -326,12 +361,11 @@ def test_after_ctrl_c_finished_rows_stay_and_the_next_call_goes_on(
 
 
 def test_a_failing_notebook_is_named(see_nb_command, toy_notebooks, tmp_path):
-    path = toy_notebooks / "20a_small_experiments.ipynb"
+    path = toy_notebooks / "experiments" / "quick_report.ipynb"
     notebook = nbformat.read(path, as_version=4)
     notebook.cells.append(nbformat.v4.new_code_cell("raise RuntimeError('no rows')"))
     nbformat.write(notebook, path)
-    done = see_nb_command("reproduce", "--notebooks", toy_notebooks, "--output", tmp_path / "book")
+    done = see_nb_command("reproduce", "--notebooks", toy_notebooks, "--output", tmp_path / "site")
     assert (
-        done.returncode == 2
-        and "20a_small_experiments.ipynb stopped: RuntimeError: no rows" in done.stderr
+        done.returncode == 2 and "quick_report.ipynb stopped: RuntimeError: no rows" in done.stderr
     )
