@@ -186,6 +186,8 @@ OVERFLOW = "document.documentElement.scrollWidth - document.documentElement.clie
 UNSET = (
     "document.querySelectorAll('.math').length - document.querySelectorAll('mjx-container').length"
 )
+FAULTY = "document.querySelectorAll('mjx-merror, [data-mjx-error]').length"
+BROKEN = "[...document.images].filter(i => i.complete && !i.naturalWidth).map(i => i.src)"
 HIDDEN_NUMBERS = """[...document.querySelectorAll('.bd-article table')].filter(table => {
   const numbers = [...table.querySelectorAll('tbody td')].filter(cell => /^[-+−<]?\\d/.test(cell.textContent.trim()));
   return numbers.length && !numbers.some(cell => cell.getBoundingClientRect().left < innerWidth - 30);
@@ -193,28 +195,27 @@ HIDDEN_NUMBERS = """[...document.querySelectorAll('.bd-article table')].filter(t
 
 
 def test_every_page_at_both_widths(site, browser):
+    "All pages at 390 pixels; the landing page, the results and the first page of each wing at 1280."
     pages = sorted(p for p in site.rglob("*.html") if "_static" not in p.parts)
     assert len(pages) > 30
+    first = [next(p for p in pages if p.parent.name == wing) for wing in site_module.WINGS]
+    wide = [site / "index.html", site / "results.html", *first]
     formulas = 0
-    for page in pages:
-        name = page.relative_to(site).as_posix()
-        browser.width(1280)
-        browser.open(page.as_uri())
-        for width in (1280, 390):
-            browser.width(width)
-            assert browser.ask(OVERFLOW) <= 0, f"{name} overflows at {width}"
-        assert browser.ask(HIDDEN_NUMBERS) == [], f"{name}: numbers off the screen of a phone"
-        assert browser.errors() == [], name
-        away = [a for a in browser.requests() if not a.startswith(("file:", "data:", "blob:"))]
-        assert away == [], name
-        assert browser.ask(UNSET) == 0, f"{name}: formulas that are not set"
-        assert (
-            browser.ask("document.querySelectorAll('mjx-merror, [data-mjx-error]').length") == 0
-        ), name
-        broken = "[...document.images].filter(i => i.complete && !i.naturalWidth).map(i => i.src)"
-        assert browser.ask(broken) == [], name
-        assert browser.ask("window.ran") is None, f"{name}: a script of the text ran"
-        formulas += browser.ask("document.querySelectorAll('mjx-container').length")
+    for width, some in ((390, pages), (1280, wide)):
+        browser.width(width)
+        for page in some:
+            where = f"{page.relative_to(site).as_posix()} at {width}"
+            browser.open(page.as_uri())
+            assert browser.ask(OVERFLOW) <= 0, f"{where} overflows"
+            assert browser.ask(HIDDEN_NUMBERS) == [], f"{where}: numbers off the screen"
+            assert browser.errors() == [], where
+            away = [a for a in browser.requests() if not a.startswith(("file:", "data:", "blob:"))]
+            assert away == [], where
+            assert browser.ask(UNSET) == 0, f"{where}: formulas that are not set"
+            assert browser.ask(FAULTY) == 0, f"{where}: formulas with an error"
+            assert browser.ask(BROKEN) == [], f"{where}: broken pictures"
+            assert browser.ask("window.ran") is None, f"{where}: a script of the text ran"
+            formulas += browser.ask("document.querySelectorAll('mjx-container').length")
     assert formulas > 100
 
 
@@ -294,10 +295,13 @@ def test_results_number_tables_and_figures_with_their_command_and_rows(site):
     assert last.count(command) == 3
     assert last.count("Rows: results/toy.jsonl (4)") == 3
     page = BeautifulSoup((site / "results.html").read_text(), "html.parser")
-    tables = [
-        tag.get_text() for tag in page.find_all("strong") if tag.get_text().startswith("Table ")
-    ]
+    labels = [tag.get_text() for tag in page.find_all("strong")]
+    tables = [label for label in labels if label.startswith("Table ")]
+    figures = [label for label in labels if label.startswith("Figure ")]
     assert tables == [f"Table {i}." for i in range(1, len(tables) + 1)]
+    article = page.find("article")
+    assert len(article.select(".cell_output table")) == len(tables)
+    assert len(article.select(".cell_output img")) == len(figures) > 0
 
 
 def test_directives_and_hidden_cells_are_not_shown(site):

@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from see_nb.training import splits
-from see_nb.retrieval.embedding import embed
 from see_nb.data.datasets import RetrievalDataset
 from see_nb.method.adapters import class_proxies
-from see_nb.training.recipes import Recipe
+from see_nb.retrieval.embedding import embed
 from see_nb.retrieval.space import space_measures
+from see_nb.training import splits
+from see_nb.training.recipes import Recipe
 from see_nb.training.training import train
 
 TINY = Recipe(width=4, embedding_size=12, epochs=2, batch_size=24, learning_rate=3e-2, validation=0)

@@ -105,7 +105,8 @@ def add_targets(
 # %% ../../nbs/experiments/07_results_page.ipynb #c13
 def _item_cells(item: Item, label: str, link: str, command: str) -> list:
     "A table or figure, then its number, caption, command and rows."
-    shown = new_code_cell("", outputs=[item.output], metadata={"tags": ["remove-input"]})
+    hidden = {"tags": ["remove-input"]}  # of a cell without any source myst-nb shows no output
+    shown = new_code_cell("# in the report", outputs=[item.output], metadata=hidden)
     text = "\n".join(item.text).strip()
     text = re.sub(r"\]\((?!https?:|#|\.\./)([\w/]+\.ipynb)", r"](experiments/\1", text)
     text = text.replace("](../", "](")

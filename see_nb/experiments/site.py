@@ -380,6 +380,7 @@ def run_sphinx(
 ) -> list[str]:  # warnings of Sphinx
     "HTML pages of notebooks and texts."
     from sphinx.application import Sphinx
+    from sphinx.util.docutils import docutils_namespace, patch_docutils
 
     messages = io.StringIO()
     with tempfile.TemporaryDirectory() as folder:
@@ -388,13 +389,13 @@ def run_sphinx(
         _write_static(source / "_site")
         if picture:
             (source / "picture.png").write_bytes(picture)
-        app = Sphinx(
-            source, None, output, Path(folder, "doctrees"), "html",
-            confoverrides=_CONFIGURATION, status=None, warning=messages, freshenv=True,
-        )  # fmt: skip
-        _setup(app)
-        with warnings.catch_warnings():
+        with patch_docutils(), docutils_namespace(), warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # of the theme, not of ours
+            app = Sphinx(
+                source, None, output, Path(folder, "doctrees"), "html",
+                confoverrides=_CONFIGURATION, status=None, warning=messages, freshenv=True,
+            )  # fmt: skip
+            _setup(app)
             app.build()
     plain = re.sub(r"\x1b\[[0-9;]*m", "", messages.getvalue())
     return [line for line in plain.splitlines() if line.strip()]
@@ -460,25 +461,6 @@ def _check_packages() -> None:
             importlib.import_module(name)
 
 # %% ../../nbs/experiments/09_site.ipynb #c25
-_PRESETS = ("quick", "full")
-_NEEDED = (
-    "sphinx",
-    "myst_nb",
-    "sphinx_book_theme",
-    "sphinx_copybutton",
-    "sphinx-mathjax-offline",
-    "itables",
-    "ipykernel",
-)
-
-
-def _check_packages() -> None:
-    "Raise when a package of the extra is missing."
-    with needs("notebooks", "reproduce"):
-        for name in _NEEDED:
-            importlib.import_module(name)
-
-
 def _prepare_output(output: Path, source: Path) -> None:
     "Make the folder of the site, or say why it cannot be used."
     if output.exists() and not output.is_dir():
