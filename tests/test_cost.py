@@ -8,8 +8,8 @@ import pytest
 import torch
 from pytorch_metric_learning.losses import ProxyAnchorLoss
 
-from see_nb.experiments.running import run_notebook
 from see_nb.experiments.cost import compared, in_child, log_slope, peak_bytes, take_turns
+from see_nb.experiments.running import run_notebook
 from see_nb.method.see_loss import SEELoss
 from see_nb.training.results import append_row, read_rows
 

@@ -277,6 +277,9 @@ import(URL.createObjectURL(new Blob([{bundle}], {{type: "text/javascript"}}))).t
   document.querySelectorAll("table.sortable").forEach(table => new module.default(
     table, {{paging: false, searching: false, info: false, order: [], autoWidth: false}})));
 """
+_ICON = """<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 16 16">
+<circle cx="8" cy="8" r="6.5" fill="none" stroke="#888" stroke-width="2"/></svg>
+"""
 _CONFIGURATION = {
     "project": "see_nb",
     "extensions": ["myst_nb", "sphinx_copybutton", "sphinx-mathjax-offline"],
@@ -288,6 +291,7 @@ _CONFIGURATION = {
     "html_title": "SEE: Spherical Embedding Expansion",
     "html_static_path": ["_site"],
     "html_css_files": ["site.css"],
+    "html_favicon": "_site/icon.svg",
     "html_context": {"default_mode": "auto"},
     "html_copy_source": False,
     "html_show_search_summary": False,
@@ -304,7 +308,7 @@ _CONFIGURATION = {
 
 # %% ../../nbs/experiments/09_site.ipynb #c19
 def _write_static(folder: Path) -> None:
-    "The style, and the script that sorts tables."
+    "The style, the icon, and the script that sorts tables."
     import json
 
     import itables
@@ -313,6 +317,7 @@ def _write_static(folder: Path) -> None:
     bundle = (html / "dt_bundle.js").read_text(encoding="utf-8")
     folder.mkdir()
     (folder / "site.css").write_text(_STYLE)
+    (folder / "icon.svg").write_text(_ICON)
     shutil.copy(html / "dt_bundle.css", folder / "tables.css")
     (folder / "tables.js").write_text(_SCRIPT.format(bundle=json.dumps(bundle)), encoding="utf-8")
 
