@@ -50,6 +50,8 @@ def shown_notebook(
                 shown.metadata["tags"] = ["remove-input"]
             if not shown.source and not shown.outputs:
                 continue
+            if not shown.source:  # Sphinx drops cells without one
+                shown.source, shown.metadata["tags"] = "...", ["remove-input"]
         cells.append(shown)
     return new_notebook(cells=cells, metadata=_METADATA)
 
