@@ -32,7 +32,7 @@ tags: [metric-learning, image-retrieval, pytorch_model_hub_mixin]
 ---
 # {method} on {dataset}
 
-Photos to unit vectors of length {embedding_size}: the nearer two vectors, the more alike the photos.
+Photos to unit vectors of length {embedding_size}; near vectors belong to photos that are alike.
 
     from see_nb.training.export import HubModel
     from see_nb.retrieval.index import Index
