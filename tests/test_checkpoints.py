@@ -167,7 +167,9 @@ def test_an_added_class_of_photos_leaves_the_split_of_the_model(tmp_path):
         warnings.simplefilter("ignore")  # few classes
         run = train(own, root=tmp_path / "photos", checkpoint=tmp_path / "c.pt", progress=False)
     add("a")
-    test_set = load_split(own, tmp_path / "photos", trained=load_run(tmp_path / "c.pt").data["train"])
+    test_set = load_split(
+        own, tmp_path / "photos", trained=load_run(tmp_path / "c.pt").data["train"]
+    )
     assert not set(test_set.classes) & set(run.classes) and "a" in test_set.classes
 
 
@@ -204,7 +206,8 @@ def test_a_place_that_cannot_be_written_is_told_before_the_first_epoch(tiny, tmp
 
 
 @pytest.mark.parametrize(
-    "options", [{"evaluate_every": 0}, {"checkpoint_every": -1}, {"n_workers": -1}, {"tracker": "x"}]
+    "options",
+    [{"evaluate_every": 0}, {"checkpoint_every": -1}, {"n_workers": -1}, {"tracker": "x"}],
 )
 def test_options_of_the_training_are_checked(tiny, options):
     with pytest.raises(SeeError, match=next(iter(options))):

@@ -12,8 +12,8 @@ from torchvision import models
 from torchvision.transforms.v2.functional import center_crop, pil_to_tensor, resize
 
 from see_nb.data.datasets import data_root
-from see_nb.training.models import create_model
 from see_nb.retrieval.metrics import recall_at_k
+from see_nb.training.models import create_model
 
 
 @pytest.mark.parametrize(

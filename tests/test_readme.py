@@ -68,5 +68,7 @@ def test_its_python_runs(readme):
 
 
 def test_the_test_command_is_the_one_that_ci_runs(readme):
-    commands = [line for line in readme.splitlines() if re.search(r"^pip install .*check\.py$", line)]
+    commands = [
+        line for line in readme.splitlines() if re.search(r"^pip install .*check\.py$", line)
+    ]
     assert len(commands) == 1

@@ -145,7 +145,13 @@ def test_a_recipe_for_own_photos_is_always_one(n_images, n_classes, size):
 def test_a_stored_recipe_is_whole_or_refused():
     stored = asdict(Recipe())
     assert recipe_from(stored, "here") == Recipe()
-    for wrong in (None, {}, stored | {"los": 1}, stored | {"width": 10**6}, stored | {"epochs": "3"}):
+    for wrong in (
+        None,
+        {},
+        stored | {"los": 1},
+        stored | {"width": 10**6},
+        stored | {"epochs": "3"},
+    ):
         with pytest.raises(SeeError, match="^here: "):
             recipe_from(wrong, "here")
 

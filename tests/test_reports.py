@@ -159,7 +159,8 @@ def test_the_run_of_a_command_fills_the_blank_beside_it(root, monkeypatch):
     blank = blank[blank.command.str.startswith("see-nb train ")]
     started = []
     monkeypatch.setattr(
-        "see_nb.training.training.train", lambda recipe, **options: started.append(recipe) or sys.exit(0)
+        "see_nb.training.training.train",
+        lambda recipe, **options: started.append(recipe) or sys.exit(0),
     )  # before it costs hours
     for line in blank.groupby(["method", "embedding_size"], sort=False).head(1).itertuples():
         with pytest.raises(SystemExit):

@@ -41,7 +41,9 @@ def tiny(monkeypatch):
 def test_each_epoch_of_a_watched_training_has_the_measures_of_that_epoch(tiny):
     def watch(encoder, objective, train_set, test_set):
         return {
-            "seen": space_measures(embed(encoder, train_set), train_set.labels, class_proxies(objective)),
+            "seen": space_measures(
+                embed(encoder, train_set), train_set.labels, class_proxies(objective)
+            ),
             "unseen": space_measures(embed(encoder, test_set), test_set.labels),
         }
 

@@ -11,16 +11,16 @@ from unittest.mock import patch
 import pytest
 import torch
 
-from see_nb.training import splits, steps, training
-from see_nb.method.registry import EXPANSIONS, LOSSES, build_loss
-from see_nb.training.checkpoints import read_checkpoint
-from see_nb.data.datasets import RetrievalDataset, data_root, dataset_states, load_dataset
 from see_nb.data.crops import Crops
+from see_nb.data.datasets import RetrievalDataset, data_root, dataset_states, load_dataset
 from see_nb.errors import SeeError
+from see_nb.experiments.statistics import comparison_table
+from see_nb.method.registry import EXPANSIONS, LOSSES, build_loss
 from see_nb.method.see_loss import SEELoss
+from see_nb.training import splits, steps, training
+from see_nb.training.checkpoints import read_checkpoint
 from see_nb.training.presets import PRESETS
 from see_nb.training.recipes import Recipe
-from see_nb.experiments.statistics import comparison_table
 from see_nb.training.results import read_rows
 from see_nb.training.splits import load_split
 from see_nb.training.training import load_model, train
@@ -180,7 +180,8 @@ def test_every_kind_of_loss_goes_on_to_the_bit(tiny, tmp_path, loss):
 
 @pytest.mark.parametrize("expansion", [n for n, e in EXPANSIONS.items() if e.makes_points])
 def test_every_augmentation_trains(tiny, expansion):
-    run = train(around(expansion, epochs=6), progress=False)
+    learned = expansion in ("daml", "hdml")  # their generators have to learn first
+    run = train(around(expansion, epochs=12 if learned else 6), progress=False)
     assert run.metrics["recall_at_1"] > 0.5 and run.row["method"].startswith("Proxy-Anchor + ")
 
 

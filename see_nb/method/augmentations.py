@@ -9,7 +9,8 @@ __all__ = ['Batch', 'Mixture', 'draw_partners', 'embedding_expansion', 'symmetri
 # %% ../../nbs/method/06_augmentations.ipynb #c03
 from functools import lru_cache
 from inspect import signature
-from typing import Callable, NamedTuple
+from typing import NamedTuple
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F

@@ -6,7 +6,7 @@
 __all__ = ['full_precision', 'check_n_expansion', 'expand_reference', 'expansion_errors', 'expand', 'repeat_sources',
            'random_directions']
 
-# %% ../../nbs/method/02_expansion.ipynb #c02
+# %% ../../nbs/method/02_expansion.ipynb #c03
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -14,12 +14,12 @@ from torch import Tensor
 from ..errors import SeeError
 from .centers import mmd_centers
 
-# %% ../../nbs/method/02_expansion.ipynb #c09
+# %% ../../nbs/method/02_expansion.ipynb #c10
 def full_precision(x: Tensor) -> Tensor:
     "Half precision goes up to float32; float32 and float64 stay."
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
-# %% ../../nbs/method/02_expansion.ipynb #c10
+# %% ../../nbs/method/02_expansion.ipynb #c11
 def check_n_expansion(
     n_expansion: int,  # K, synthetics per source
     embedding_size: int,  # D
@@ -61,7 +61,7 @@ def _check_expansion(embeddings: Tensor, centers: Tensor, n_expansion: int) -> N
         )
     check_n_expansion(n_expansion, embeddings.shape[1])
 
-# %% ../../nbs/method/02_expansion.ipynb #c11
+# %% ../../nbs/method/02_expansion.ipynb #c12
 def expand_reference(
     embeddings: Tensor,  # sources, unit rows, (B, D)
     centers: Tensor,  # unit centre of each source's class, (B, D)
@@ -90,7 +90,7 @@ def expand_reference(
         else embeddings.new_zeros(0, n_expansion, embeddings.shape[1])
     )
 
-# %% ../../nbs/method/02_expansion.ipynb #c13
+# %% ../../nbs/method/02_expansion.ipynb #c14
 def expansion_errors(
     embeddings: Tensor,  # sources, (B, D)
     centers: Tensor,  # unit centre of each source's class, (B, D)
@@ -112,7 +112,7 @@ def expansion_errors(
     }
     return {name: deviation.abs().max().item() for name, deviation in deviations.items()}
 
-# %% ../../nbs/method/02_expansion.ipynb #c16
+# %% ../../nbs/method/02_expansion.ipynb #c17
 def _gaussian(shape: tuple[int, ...], like: Tensor, generator: torch.Generator | None) -> Tensor:
     "Normal numbers with dtype and device of another tensor, drawn where the generator lives."
     device = like.device if generator is None else generator.device
@@ -133,14 +133,14 @@ def _lateral_simplex(
     mu = mmd_centers(n_expansion + 1, dtype=centers.dtype, device=centers.device)
     return (mu[1:, 1:] * signs) @ frames[:, :, 2:].mT
 
-# %% ../../nbs/method/02_expansion.ipynb #c17
+# %% ../../nbs/method/02_expansion.ipynb #c18
 def _decompose(embeddings: Tensor, centers: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     "The part m along the centre (B, D), the residual r (B, D) and its length rho (B, 1)."
     along = (embeddings * centers).sum(-1, keepdim=True) * centers
     residuals = embeddings - along
     return along, residuals, torch.linalg.vector_norm(residuals, dim=-1, keepdim=True)
 
-# %% ../../nbs/method/02_expansion.ipynb #c18
+# %% ../../nbs/method/02_expansion.ipynb #c19
 def expand(
     embeddings: Tensor,  # sources, unit rows, (B, D)
     centers: Tensor,  # unit centre of each source's class, (B, D); a constant for the gradient
@@ -157,7 +157,7 @@ def expand(
         simplex = _lateral_simplex(w, u, n_expansion, generator)
         return ((m - r / n_expansion)[:, None] + rho[:, None] * simplex).to(embeddings.dtype)
 
-# %% ../../nbs/method/02_expansion.ipynb #c31
+# %% ../../nbs/method/02_expansion.ipynb #c32
 def repeat_sources(
     embeddings: Tensor,  # sources, unit rows, (B, D)
     centers: Tensor,  # unit centre of each source's class, (B, D); not used

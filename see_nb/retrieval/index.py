@@ -6,7 +6,7 @@
 __all__ = ['PHOTO_COLUMNS', 'KINDS', 'ENOUGH', 'FORMAT', 'list_photos', 'embed_files', 'Journal', 'approximate', 'Found',
            'Changes', 'model_digest', 'Index']
 
-# %% ../../nbs/retrieval/04_index.ipynb #c02
+# %% ../../nbs/retrieval/04_index.ipynb #c03
 import base64
 import hashlib
 import json
@@ -36,7 +36,7 @@ from ..files import cannot_write, claimed, replacing
 from .embedding import crop_size, find_photos, weights_digest
 from .metrics import unit_rows
 
-# %% ../../nbs/retrieval/04_index.ipynb #c07
+# %% ../../nbs/retrieval/04_index.ipynb #c08
 def _classes(photos: Photos) -> list[str]:  # "" where there is none
     "The class of each photo: from labels.csv, else the first sub-folder."
     table = photos.folder / "labels.csv"
@@ -67,7 +67,7 @@ def list_photos(
         return dict(zip(paths, _classes(photos)))
     return {path: label for one in photos for path, label in list_photos(one).items()}
 
-# %% ../../nbs/retrieval/04_index.ipynb #c10
+# %% ../../nbs/retrieval/04_index.ipynb #c11
 PHOTO_COLUMNS = ("path", "label", "digest", "size", "changed")
 
 
@@ -88,7 +88,7 @@ def _look(
         return f"photo: {path} cannot be read ({error.strerror}). Replace the file."
     return path, label, digest, *key[1:]
 
-# %% ../../nbs/retrieval/04_index.ipynb #c12
+# %% ../../nbs/retrieval/04_index.ipynb #c13
 def _threads() -> int:
     return min(16, os.cpu_count() or 1)
 
@@ -134,7 +134,7 @@ def embed_files(
             yield list(whole), rows, {p: x for p, x in crops.items() if isinstance(x, str)}
             bar.update(len(crops))
 
-# %% ../../nbs/retrieval/04_index.ipynb #c15
+# %% ../../nbs/retrieval/04_index.ipynb #c16
 class Journal:
     "Rows by the hash of their photo, kept as they are made; of one model only."
 
@@ -170,7 +170,7 @@ class Journal:
         except OSError as error:
             raise cannot_write(self.path, error) from error
 
-# %% ../../nbs/retrieval/04_index.ipynb #c18
+# %% ../../nbs/retrieval/04_index.ipynb #c19
 KINDS = ("exact", "ivf", "hnsw")
 ENOUGH = 0.95  # share of the exact ten nearest that an approximate index has to find
 
@@ -210,7 +210,7 @@ def approximate(
             return index, share
         reach = min(2 * reach, most)
 
-# %% ../../nbs/retrieval/04_index.ipynb #c21
+# %% ../../nbs/retrieval/04_index.ipynb #c22
 @dataclass
 class Found:
     "The nearest photos of some queries."
@@ -240,7 +240,7 @@ class Found:
     def _repr_html_(self) -> str:
         return self.table().to_html(index=False)
 
-# %% ../../nbs/retrieval/04_index.ipynb #c22
+# %% ../../nbs/retrieval/04_index.ipynb #c23
 @dataclass
 class Changes:
     "What happened to the photos of an index."
@@ -254,7 +254,7 @@ class Changes:
         text = f"{self.embedded:,} embedded, {self.unchanged:,} unchanged, {self.dropped:,} dropped"
         return f"{text}, {len(self.damaged):,} damaged and left out"
 
-# %% ../../nbs/retrieval/04_index.ipynb #c24
+# %% ../../nbs/retrieval/04_index.ipynb #c25
 def model_digest(model: nn.Module, image_size: int) -> str:
     "A hash of what decides the row of a photo."
     return weights_digest(model, image_size, getattr(model, "interpolation", "bicubic"))
@@ -296,7 +296,7 @@ def _query_rows(
         rows = [model(cut(image)[None].to(device)).float().cpu() for image in images]
     return names, torch.cat(rows).numpy()
 
-# %% ../../nbs/retrieval/04_index.ipynb #c25
+# %% ../../nbs/retrieval/04_index.ipynb #c26
 class Index:
     "Photos, their embeddings, and the search among them."
 
@@ -393,7 +393,7 @@ class Index:
         "Paths, classes and embeddings as a .parquet, or a .npy with a .csv of the paths beside it."
         _export(self, Path(path).expanduser())
 
-# %% ../../nbs/retrieval/04_index.ipynb #c27
+# %% ../../nbs/retrieval/04_index.ipynb #c28
 def _nearest(
     index: Index,
     queries: np.ndarray,  # unit rows, (Q, D)
@@ -418,7 +418,7 @@ def _nearest(
     similarity, found = faiss.knn(queries, rows, k, metric=faiss.METRIC_INNER_PRODUCT)
     return similarity, found if numbers is None else numbers[found]
 
-# %% ../../nbs/retrieval/04_index.ipynb #c29
+# %% ../../nbs/retrieval/04_index.ipynb #c30
 def _journal_path(path: str | Path) -> Path:
     path = Path(path).expanduser()
     return path.with_name(f".{path.name}.journal")
@@ -471,7 +471,7 @@ def _update(
     embedded = len(rows) - before
     return Changes(embedded, len(whole) - embedded, dropped, damaged)
 
-# %% ../../nbs/retrieval/04_index.ipynb #c31
+# %% ../../nbs/retrieval/04_index.ipynb #c32
 FORMAT = "see_nb index 1"
 
 
@@ -528,7 +528,7 @@ def _read_index(cls: type, path: Path) -> Index:
         ) from error
     return index
 
-# %% ../../nbs/retrieval/04_index.ipynb #c33
+# %% ../../nbs/retrieval/04_index.ipynb #c34
 def _draw(found: Found):  # a matplotlib figure
     "Queries in the first column, their neighbours beside them, nearest first."
     import matplotlib.pyplot as plt

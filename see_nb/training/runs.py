@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Job', 'run_recipes']
 
-# %% ../../nbs/training/10_runs.ipynb #c02
+# %% ../../nbs/training/10_runs.ipynb #c03
 import multiprocessing
 import os
 import time
@@ -25,7 +25,7 @@ from .recipes import Recipe
 from .results import check_writable, read_rows
 from .training import train
 
-# %% ../../nbs/training/10_runs.ipynb #c05
+# %% ../../nbs/training/10_runs.ipynb #c06
 @dataclass(frozen=True)
 class Job:
     "One recipe and all that its process has to know."
@@ -51,7 +51,7 @@ def _found(results: Path, wanted: dict[str, Recipe]) -> pd.DataFrame:
     rows = read_rows(results)
     return rows[rows.fingerprint.isin(wanted)] if len(rows) else rows.assign(fingerprint=[])
 
-# %% ../../nbs/training/10_runs.ipynb #c07
+# %% ../../nbs/training/10_runs.ipynb #c08
 _counter = None  # of a worker: shares of trainings done, over all workers
 
 
@@ -116,7 +116,7 @@ def _show(bar: tqdm, value: float) -> None:
     bar.n = min(value, bar.total)
     bar.refresh()
 
-# %% ../../nbs/training/10_runs.ipynb #c09
+# %% ../../nbs/training/10_runs.ipynb #c10
 def _run_alone(job: Job) -> str:
     torch.set_num_threads(1)
     return job.run()
@@ -157,7 +157,7 @@ def _result(job) -> None:
             raise SeeError(text.rsplit(mark, 1)[1].splitlines()[0]) from error
         raise
 
-# %% ../../nbs/training/10_runs.ipynb #c11
+# %% ../../nbs/training/10_runs.ipynb #c12
 def run_recipes(
     recipes: list[Recipe],
     results: str | Path,  # file of JSON lines that gets the rows
