@@ -7,10 +7,10 @@ __all__ = ['Batch', 'Mixture', 'draw_partners', 'embedding_expansion', 'symmetri
            'make_synthetics']
 
 # %% ../../nbs/method/06_augmentations.ipynb #c03
+from collections.abc import Callable
 from functools import lru_cache
 from inspect import signature
 from typing import NamedTuple
-from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
