@@ -140,10 +140,8 @@ def test_every_format_that_pillow_reads_is_a_photo(tmp_path):
 def test_a_class_that_cannot_be_read_is_refused(own):
     (own / "bowl").mkdir()
     for k in range(3):
-        (own / "bowl" / f"{k}.heic").write_bytes(b"some bytes")
-    with pytest.raises(
-        SeeError, match=r"no photo of bowl can be read: 3 .heic \(bowl/0.heic, .*hei"
-    ):
+        (own / "bowl" / f"{k}.cr3").write_bytes(b"some bytes")
+    with pytest.raises(SeeError, match=r"no photo of bowl can be read: 3 .cr3 \(bowl/0.cr3, .*cr3"):
         load_dataset("folder", own)
     with pytest.raises(SeeError, match="no photo of bowl can be read"):
         check_dataset("folder", own)
@@ -152,7 +150,7 @@ def test_a_class_that_cannot_be_read_is_refused(own):
 
 
 def test_files_that_are_left_out_are_counted_and_named(own):
-    (own / "cup" / "new.heic").touch()
+    (own / "cup" / "new.cr3").touch()
     (own / "cup" / "notes.txt").touch()
     (own / "docs").mkdir()
     (own / "docs" / "read me.txt").touch()
@@ -161,12 +159,12 @@ def test_files_that_are_left_out_are_counted_and_named(own):
     photo(own / "__MACOSX" / "cup" / "0.jpeg")
     (own / "README").touch()
     expected = (
-        r"left out are files .*: 2 .txt, 1 .heic \(cup/new.heic, cup/notes.txt, docs/read me.txt"
+        r"left out are files .*: 2 .txt, 1 .cr3 \(cup/new.cr3, cup/notes.txt, docs/read me.txt"
     )
     with pytest.warns(UserWarning, match=expected):
         train = load_dataset("folder", own)
     assert len(train) == 6
-    assert "1 .heic" in check_dataset("folder", own)
+    assert "1 .cr3" in check_dataset("folder", own)
 
 
 @pytest.mark.parametrize("link", ["round", "itself", "nowhere"])

@@ -188,7 +188,7 @@ def build(folder: Path, tree: dict) -> None:
 
 
 FILE_NAMES = st.sampled_from(
-    ["1.png", "2.JPG", "3.gif", "4.heic", "5.txt", ".6.png", "Thumbs.db", "7"]
+    ["1.png", "2.JPG", "3.gif", "4.cr3", "5.txt", ".6.png", "Thumbs.db", "7"]
 )
 LEAVES = st.sampled_from(["photo", "photo", "photo", "words", "link", "itself"])
 FOLDER_NAMES = st.sampled_from(
