@@ -53,3 +53,16 @@ def see_nb_process():
         return subprocess.Popen(command, text=True, env=environment, **options)
 
     return start
+
+
+def forked(work) -> int:
+    "Run `work` in a forked process: its exit code is 1 if it raises."
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            work()
+            code = 0
+        finally:
+            os._exit(code)
+    return pid

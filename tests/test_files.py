@@ -6,22 +6,10 @@ import signal
 import time
 
 import pytest
+from conftest import forked
 
 from see_nb.errors import SeeError
 from see_nb.files import cannot_write, claimed, expanded, locked, make_folder, replacing
-
-
-def forked(work) -> int:
-    "Run `work` in a forked process: its exit code is 1 if it raises."
-    pid = os.fork()
-    if pid == 0:
-        code = 1
-        try:
-            work()
-            code = 0
-        finally:
-            os._exit(code)
-    return pid
 
 
 def wait_for(path, seconds=20):

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import forked
 from PIL import Image
 
 from see_nb.cli import main
@@ -216,19 +217,6 @@ def test_bad_input_is_one_line(album, checkpoint, tmp_path, capsys):
     assert not new.exists()
 
 
-def child(work) -> int:
-    "Run `work` in a forked process."
-    pid = os.fork()
-    if pid == 0:
-        code = 1
-        try:
-            work()
-            code = 0
-        finally:
-            os._exit(code)
-    return pid
-
-
 def test_killed_while_indexing_nothing_is_lost(album, checkpoint, tmp_path, monkeypatch):
     output = tmp_path / "my.index"
     model, source = open_model(checkpoint)
@@ -242,7 +230,7 @@ def test_killed_while_indexing_nothing_is_lost(album, checkpoint, tmp_path, monk
         model.register_forward_hook(lambda *_: time.sleep(0.3))
         Index.load(output, model).add(album, path=output)
 
-    pid = child(work)
+    pid = forked(work)
     deadline = time.time() + 60
     while not (journal.exists() and journal.read_bytes().count(b";") >= 128):
         assert time.time() < deadline
@@ -273,7 +261,7 @@ def test_one_process_writes_at_a_time(album, checkpoint, tmp_path):
         model.register_forward_hook(wait)
         Index.build(model, album, path=output)
 
-    pid = child(work)
+    pid = forked(work)
     os.read(ready[0], 1)
     with pytest.raises(SeeError, match=f"in use by process {pid}"):
         Index.build(model, album, path=output)

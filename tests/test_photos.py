@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision.transforms.v2  # noqa: F401  once, before the forks
+from conftest import forked
 from PIL import Image
 
 from see_nb.data import cache as cache_module
@@ -46,19 +47,6 @@ def slow_reads(monkeypatch, log):
     monkeypatch.setattr(cache_module, "read_photo", read)
 
 
-def child(work) -> int:
-    "Run `work` in a forked process."
-    pid = os.fork()
-    if pid == 0:
-        code = 1
-        try:
-            work()
-            code = 0
-        finally:
-            os._exit(code)
-    return pid
-
-
 def test_of_three_processes_one_decodes_and_all_read(photos, tmp_path, monkeypatch):
     slow_reads(monkeypatch, tmp_path / "log")
 
@@ -66,14 +54,14 @@ def test_of_three_processes_one_decodes_and_all_read(photos, tmp_path, monkeypat
         cached = cache_photos(photos, 20, tmp_path / "cache")
         assert all(cached[i].shape == (3, 20, 25) for i in range(N))
 
-    pids = [child(work) for _ in range(3)]
+    pids = [forked(work) for _ in range(3)]
     assert [os.waitpid(pid, 0)[1] for pid in pids] == [0, 0, 0]
     assert len((tmp_path / "log").read_text().splitlines()) == N
 
 
 def test_a_killed_process_leaves_nothing_that_is_taken_for_whole(photos, tmp_path, monkeypatch):
     slow_reads(monkeypatch, tmp_path / "log")
-    pid = child(lambda: cache_photos(photos, 20, tmp_path / "cache"))
+    pid = forked(lambda: cache_photos(photos, 20, tmp_path / "cache"))
     while not list((tmp_path / "cache").glob(".*.part.bytes")):
         time.sleep(0.01)
     os.kill(pid, signal.SIGKILL)
