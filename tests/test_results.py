@@ -6,7 +6,7 @@ import warnings
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from see_nb.errors import SeeError
@@ -31,6 +31,7 @@ def test_eight_writers_lose_no_row(tmp_path):
 
 @settings(max_examples=150, deadline=None)
 @given(st.lists(st.one_of(st.binary(max_size=40), st.just(b'{"seed": 1}')), max_size=6))
+@example([b"\xef\xbb\xbf"])
 def test_any_bytes_are_rows_or_named(tmp_path_factory, lines):
     path = tmp_path_factory.mktemp("rows") / "rows.jsonl"
     path.write_bytes(b"\n".join(lines))

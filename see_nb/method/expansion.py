@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['full_precision', 'check_n_expansion', 'expand_reference', 'expansion_errors', 'expand', 'repeat_sources',
-           'random_directions']
+           'random_directions', 'one_frame']
 
 # %% ../../nbs/method/02_expansion.ipynb #c03
 import torch
@@ -122,15 +122,13 @@ def _gaussian(shape: tuple[int, ...], like: Tensor, generator: torch.Generator |
 def _lateral_simplex(
     centers: Tensor,  # w, (B, D)
     directions: Tensor,  # u, (B, D)
-    n_expansion: int,  # K
-    generator: torch.Generator | None,
+    noise: Tensor,  # Gaussian vectors, (B, K - 1, D)
 ) -> Tensor:  # S, (B, K, D)
-    "The simplex without its part along u, in a random frame of each source's own."
-    noise = _gaussian((len(centers), n_expansion - 1, centers.shape[1]), centers, generator)
+    "The simplex without its part along u, in the frame that the Gaussian vectors give."
     vectors = torch.cat([centers[:, None], directions[:, None], noise], 1)
     frames, triangles = torch.linalg.qr(vectors.mT)  # Gram-Schmidt, in this order
     signs = 1 - 2 * (triangles.diagonal(dim1=1, dim2=2)[:, None, 2:] < 0)
-    mu = mmd_centers(n_expansion + 1, dtype=centers.dtype, device=centers.device)
+    mu = mmd_centers(noise.shape[1] + 2, dtype=centers.dtype, device=centers.device)
     return (mu[1:, 1:] * signs) @ frames[:, :, 2:].mT
 
 # %% ../../nbs/method/02_expansion.ipynb #c18
@@ -150,12 +148,19 @@ def expand(
 ) -> Tensor:  # (B, K, D), unit rows, dtype and device of the embeddings
     "Spherical expansion (SEE, Le & Woo, PAKDD 2024) of a batch, a frame for each source."
     _check_expansion(embeddings, centers, n_expansion)
+    shape = (len(centers), n_expansion - 1, centers.shape[1])
+    return _expand_along(embeddings, centers, _gaussian(shape, full_precision(centers), generator))
+
+
+def _expand_along(embeddings: Tensor, centers: Tensor, noise: Tensor) -> Tensor:  # (B, K, D)
+    "The expansion whose frames come from given Gaussian vectors, (B, K - 1, D)."
     with torch.autocast(embeddings.device.type, enabled=False):
         z, w = full_precision(embeddings), full_precision(centers.detach())
         m, r, rho = _decompose(z, w)
         u = (r / rho.clamp_min(torch.finfo(rho.dtype).tiny)).detach()
-        simplex = _lateral_simplex(w, u, n_expansion, generator)
-        return ((m - r / n_expansion)[:, None] + rho[:, None] * simplex).to(embeddings.dtype)
+        simplex = _lateral_simplex(w, u, noise)
+        synthetics = (m - r / (noise.shape[1] + 1))[:, None] + rho[:, None] * simplex
+        return synthetics.to(embeddings.dtype)
 
 # %% ../../nbs/method/02_expansion.ipynb #c32
 def repeat_sources(
@@ -186,3 +191,17 @@ def random_directions(
         noise = noise - (noise * w[:, None]).sum(-1, keepdim=True) * w[:, None]
         cone = m[:, None] + rho[:, None] * F.normalize(noise, dim=-1)
         return cone.to(embeddings.dtype)
+
+
+def one_frame(
+    embeddings: Tensor,  # sources, unit rows, (B, D)
+    centers: Tensor,  # unit centre of each source's class, (B, D); a constant for the gradient
+    n_expansion: int,  # K, synthetics per source, 1 <= K <= D - 1
+    *,
+    generator: torch.Generator | None = None,  # of the directions; may live on another device
+) -> Tensor:  # (B, K, D), unit rows
+    "Control: `expand` with the same Gaussian vectors for all sources of the batch."
+    _check_expansion(embeddings, centers, n_expansion)
+    shape = (1, n_expansion - 1, centers.shape[1])
+    noise = _gaussian(shape, full_precision(centers), generator)
+    return _expand_along(embeddings, centers, noise.expand(len(centers), -1, -1))

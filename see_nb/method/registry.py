@@ -6,7 +6,7 @@
 __all__ = ['SIZES', 'KINDS', 'ONE', 'SEVERAL', 'META', 'PAIRS', 'GRADED', 'LOSSES', 'EXPANSIONS', 'POINT_FUNCTIONS', 'LossEntry',
            'ExpansionEntry', 'build_loss', 'build_miner', 'build_expansion']
 
-# %% ../../nbs/method/00_registry.ipynb #c02
+# %% ../../nbs/method/00_registry.ipynb #c03
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -14,7 +14,7 @@ from importlib import import_module
 
 from ..errors import SeeError, one_of
 
-# %% ../../nbs/method/00_registry.ipynb #c05
+# %% ../../nbs/method/00_registry.ipynb #c06
 SIZES = ("num_classes", "embedding_size", "n_features")
 
 
@@ -41,7 +41,7 @@ KINDS = ONE, SEVERAL, META, PAIRS, GRADED = (
     "graded pairs",
 )
 
-# %% ../../nbs/method/00_registry.ipynb #c06
+# %% ../../nbs/method/00_registry.ipynb #c07
 @dataclass(frozen=True)
 class ExpansionEntry:
     "A way to make synthetics from embeddings."
@@ -54,7 +54,7 @@ class ExpansionEntry:
     recipe: dict = field(default_factory=dict)  # fields of a Recipe as the source has them
     makes_points: bool = True  # False: gives the value of the second term, without synthetics
 
-# %% ../../nbs/method/00_registry.ipynb #c08
+# %% ../../nbs/method/00_registry.ipynb #c09
 _PML = "pytorch_metric_learning.losses:"
 _OURS = "see_nb.method."
 _BY_DISTANCE = {
@@ -165,7 +165,7 @@ LOSSES = {
         sizes=()),
 }  # fmt: skip
 
-# %% ../../nbs/method/00_registry.ipynb #c10
+# %% ../../nbs/method/00_registry.ipynb #c11
 _MADE = "see_nb.method.augmentations:"
 _SEE = "see_nb.method.expansion:"
 _EVERY_ONE = {"curriculum": "constant", "fraction": 1.0, "weight": 1.0, "n_expansion": 1}
@@ -176,6 +176,7 @@ EXPANSIONS = {
         "SEE, closed form", "see_nb.method.closed_form:expected_proxy_anchor", "this project",
         makes_points=False),
     "none": ExpansionEntry("nothing", _MADE + "no_synthetics", "control"),
+    "one_frame": ExpansionEntry("one frame a batch", _SEE + "one_frame", "control"),
     "repeat": ExpansionEntry("repeats", _SEE + "repeat_sources", "control"),
     "random": ExpansionEntry("random directions", _SEE + "random_directions", "control"),
     "embedding_expansion": ExpansionEntry(
@@ -196,7 +197,7 @@ POINT_FUNCTIONS = [  # those that are plain functions (embeddings, centers, K, *
     name for name, entry in EXPANSIONS.items() if entry.makes_points and not entry.sizes
 ]
 
-# %% ../../nbs/method/00_registry.ipynb #c12
+# %% ../../nbs/method/00_registry.ipynb #c13
 def _load(path: str) -> Callable:
     "What `module:name` names."
     module, _, name = path.partition(":")
@@ -233,7 +234,7 @@ def build_loss(
         )
     return _build(name, LOSSES[name], n_classes, embedding_size, n_features)
 
-# %% ../../nbs/method/00_registry.ipynb #c13
+# %% ../../nbs/method/00_registry.ipynb #c14
 def build_miner(
     name: str,  # one of LOSSES
 ):  # nn.Module: (embeddings, labels) -> pairs or triplets; None if the loss takes all

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['row_line', 'row_of_line', 'append_row', 'check_writable', 'read_rows', 'report_rows', 'provenance', 'machine']
 
-# %% ../../nbs/training/07_results.ipynb #c02
+# %% ../../nbs/training/07_results.ipynb #c03
 import json
 import math
 import os
@@ -22,7 +22,7 @@ import torch
 from ..errors import SeeError
 from ..files import cannot_write, expanded, locked, make_folder
 
-# %% ../../nbs/training/07_results.ipynb #c05
+# %% ../../nbs/training/07_results.ipynb #c06
 def row_line(
     row: dict,  # anything that JSON can hold
 ) -> str:
@@ -55,7 +55,7 @@ def row_of_line(line: bytes) -> dict | None:
         return None
     return row if isinstance(row, dict) else None
 
-# %% ../../nbs/training/07_results.ipynb #c07
+# %% ../../nbs/training/07_results.ipynb #c08
 def _lines(content: bytes) -> Iterator[tuple[int, bytes]]:
     "Number and content of each line that is not empty; a mark of the byte order is no part of it."
     for number, line in enumerate(content.removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
@@ -74,7 +74,7 @@ def _set_aside(piece: bytes, path: Path) -> None:
         stacklevel=3,
     )
 
-# %% ../../nbs/training/07_results.ipynb #c08
+# %% ../../nbs/training/07_results.ipynb #c09
 def append_row(
     row: dict,  # anything JSON can hold
     path: str | Path,  # of a file of JSON lines, made when missing
@@ -101,7 +101,7 @@ def _append(text: str, value, unique: str | None, file, path: Path) -> None:
         return
     end = content.rfind(b"\n") + 1
     last = content[end:]
-    if last.strip() and rows[-1] is None:
+    if any(row_of_line(line) is None for _, line in _lines(last)):
         _set_aside(last, path)
         file.truncate(end)
     elif last:
@@ -127,7 +127,7 @@ def check_writable(
     except OSError as error:
         raise cannot_write(path, error) from error
 
-# %% ../../nbs/training/07_results.ipynb #c10
+# %% ../../nbs/training/07_results.ipynb #c11
 _OLD = {"frames": "shared", "setting": "", "weights_sha256": ""}  # of rows that lack them
 
 
@@ -151,7 +151,7 @@ def read_rows(
                 rows.append(_OLD | row if "see" in row else row)
     return pd.DataFrame(rows)
 
-# %% ../../nbs/training/07_results.ipynb #c16
+# %% ../../nbs/training/07_results.ipynb #c17
 def report_rows(
     name: str,  # of a file of rows, or a pattern for several
     committed: str | Path = "results",  # folder of the rows that come with the repository
@@ -183,7 +183,7 @@ def provenance(
     )
     return found.reset_index()[[*by, "runs", "seeds", "hours", "hardware", "threads", "commit"]]
 
-# %% ../../nbs/training/07_results.ipynb #c19
+# %% ../../nbs/training/07_results.ipynb #c20
 def machine() -> dict:
     "Hardware, versions and commit of a row."
     packages = {}
