@@ -195,7 +195,7 @@ class Train(Command):
                 self.write_report(run)
 
     def write_report(self, run) -> None:
-        "A page with curves and searches; without the library that draws them, a line that names it."
+        "A page with curves and searches; without the library that draws them, a line naming it."
         from see_nb.training.report import write_report
         from see_nb.training.splits import load_split
 

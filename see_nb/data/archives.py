@@ -106,14 +106,14 @@ def extract(
         unpack(archive, folder, Budget(archive, folder, limit))
     except tarfile.FilterError as error:
         raise SeeError(
-            f"{archive}: expected files inside one folder, got one that is not: {error}. Do not use "
-            "it; get the official archive."
+            f"{archive}: expected files inside one folder, got one that is not: {error}. Do not "
+            "use it; get the official archive."
         ) from error
     except DAMAGE as error:
         first = [*str(error).splitlines(), ""][0].rstrip(":")
         raise SeeError(
-            f"{archive}: cannot be unpacked ({type(error).__name__}: {first}). It is damaged, or no "
-            "such archive; replace it."
+            f"{archive}: cannot be unpacked ({type(error).__name__}: {first}). It is damaged, or "
+            "no such archive; replace it."
         ) from error
     except OSError as error:
         if error.errno is None or isinstance(error, FileNotFoundError):  # gzip's own, or no archive

@@ -53,8 +53,8 @@ def read_cub(
     if images.image_id.tolist() != labels.image_id.tolist():
         raise SeeError(
             f"{folder}: expected images.txt ({len(images)} lines) and image_class_labels.txt "
-            f"({len(labels)} lines) to number the same images in the same order. Take both from the "
-            "official archive again."
+            f"({len(labels)} lines) to number the same images in the same order. Take both from "
+            "the official archive again."
         )
     names = names.set_index("class_id").name
     return split_by_number("images/" + images.path, labels.class_id, names, n_classes, folder)
@@ -214,8 +214,8 @@ CARS = {
     "unpacked": 4_000_000_000,
     "md5": "d5c8f0aa497503f355e17dc7886c3f14",
     "list_md5": {"cars_annos.mat": "b407c6086d669747186bd1d764ff9dbc"},
-    "get": "The official links are dead. Put car_ims.tgz (MD5 d5c8f0aa497503f355e17dc7886c3f14) and "
-    "cars_annos.mat (MD5 b407c6086d669747186bd1d764ff9dbc) into ROOT/cars196; or unpack there "
+    "get": "The official links are dead. Put car_ims.tgz (MD5 d5c8f0aa497503f355e17dc7886c3f14) "
+    "and cars_annos.mat (MD5 b407c6086d669747186bd1d764ff9dbc) into ROOT/cars196; or unpack there "
     "cars_train.tgz, cars_test.tgz and car_devkit.tgz, with cars_test_annos_withlabels.mat beside "
     "them; or the Kaggle data set jutrera/stanford-car-dataset-by-classes-folder.",
 }

@@ -50,8 +50,9 @@ def refuse_labels(labels: Tensor, classes: Sequence[str]) -> None:
         )
     if not torch.equal(labels.long().unique(), torch.arange(len(classes))):
         raise SeeError(
-            f"labels: expected each of the {len(classes)} classes at least once, as numbers from 0, "
-            f"got {len(labels.unique())} different labels. Renumber them, or leave out empty classes."
+            f"labels: expected each of the {len(classes)} classes at least once, as numbers from "
+            f"0, got {len(labels.unique())} different labels. Renumber them, or leave out empty "
+            "classes."
         )
 
 
@@ -200,8 +201,8 @@ def refuse_trained(
     if both:
         raise SeeError(
             f"dataset: expected test classes that were never trained on, but {len(both)} of the "
-            f"{len(dataset.classes)} test classes of {dataset.name!r} were: {some(both)} known. Keep "
-            "the split that the model was trained with, or test on other classes."
+            f"{len(dataset.classes)} test classes of {dataset.name!r} were: {some(both)} known. "
+            "Keep the split that the model was trained with, or test on other classes."
         )
 
 # %% ../../nbs/data/09_datasets.ipynb #c15
@@ -234,8 +235,8 @@ HOW_TO_GET = {  # name -> how to get it
     "omniglot": "Downloaded on first use (about 15 MB), or put the official zips into "
     "ROOT/omniglot-py.",
     **{name: benchmark.get for name, benchmark in BENCHMARKS.items()},
-    "folder": "Your own photos: ROOT holds one sub-folder per class, or a labels.csv with the header "
-    "path,label or path,label,split.",
+    "folder": "Your own photos: ROOT holds one sub-folder per class, or a labels.csv with the "
+    "header path,label or path,label,split.",
 }
 OPTIONS = ("test_fraction", "seed", "test_classes", "train_classes")  # of "folder"
 
@@ -278,7 +279,8 @@ def open_listing(
     classes = [label for label in dict.fromkeys(parts[names[0]].label) if label in searched]
     if not classes:
         raise SeeError(
-            f"{listing.name}: no image of the {split} split is in {listing.folder}. {listing.remedy}"
+            f"{listing.name}: no image of the {split} split is in {listing.folder}. "
+            f"{listing.remedy}"
         )
     number, dataset = {label: i for i, label in enumerate(classes)}, None
     for name in reversed(names):  # the gallery first

@@ -148,8 +148,8 @@ def omniglot_files(
     if len(counts) != n_classes or wrong:
         got = "; ".join([f"{len(counts)} characters", *wrong[:3]])
         raise SeeError(
-            f"omniglot: expected {n_classes} characters with 20 drawings each in {tree}, got {got}. "
-            f"Delete the folder to download it again, or unpack {folder}.zip there."
+            f"omniglot: expected {n_classes} characters with 20 drawings each in {tree}, got "
+            f"{got}. Delete the folder to download it again, or unpack {folder}.zip there."
         )
     return files
 

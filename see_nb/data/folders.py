@@ -111,8 +111,8 @@ def refuse_layout(folder: Path, classes: list[str], found: Found) -> None:
     splits = [name for name in classes if name.lower() in SPLITS]
     if len(splits) == len(classes) or len(splits) > 1:
         raise SeeError(
-            f"{folder}: expected one sub-folder per class, got {splits}, which look like splits. Put "
-            "the classes side by side and name the test classes in test_classes, or write a "
+            f"{folder}: expected one sub-folder per class, got {splits}, which look like splits. "
+            "Put the classes side by side and name the test classes in test_classes, or write a "
             "labels.csv with the header path,label,split."
         )
 
@@ -145,8 +145,8 @@ def draw_classes(names: list[str], test_fraction: float, seed: int) -> list[str]
     "A share of the classes, by a fixed shuffle."
     if not 0 < test_fraction < 1 or not 0 < (n := round(test_fraction * len(names))) < len(names):
         raise SeeError(
-            f"test_fraction: expected a share that leaves a class of {len(names)} on each side, got "
-            f"{test_fraction}."
+            f"test_fraction: expected a share that leaves a class of {len(names)} on each side, "
+            f"got {test_fraction}."
         )
     if not 0 <= seed < 2**32:
         raise SeeError(f"seed: expected a number from 0 to 2 ** 32 - 1, got {seed}.")
@@ -274,8 +274,8 @@ def list_folder(
     for split, part in labels.items():
         if not len(part):
             raise SeeError(
-                f"{folder / 'labels.csv'}: expected rows with split train and rows with split test, "
-                f"got no {split}. Add some."
+                f"{folder / 'labels.csv'}: expected rows with split train and rows with split "
+                f"test, got no {split}. Add some."
             )
     sizes = {split: (part.nunique(), len(part)) for split, part in labels.items()}
     notes = [left_out(found), look_alikes(sorted(set(frame.label)), folder)]

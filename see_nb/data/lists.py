@@ -32,8 +32,8 @@ def read_lines(path: Path) -> list[str]:
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
         raise SeeError(
-            f"{path}, line {line}: expected text in UTF-8, got the byte {error.object[error.start]:#x}"
-            ". Save the file as UTF-8."
+            f"{path}, line {line}: expected text in UTF-8, got the byte "
+            f"{error.object[error.start]:#x}. Save the file as UTF-8."
         ) from error
     return re.split("\r\n|\n|\r", text.rstrip())
 

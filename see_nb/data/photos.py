@@ -50,8 +50,8 @@ def refuse_size(width: int, height: int) -> None:  # in pixels
     limit = Image.MAX_IMAGE_PIXELS
     if limit and width * height > limit:
         raise SeeError(
-            f"expected at most {limit / 1e6:.0f} million pixels, got {width} x {height}. Shrink it, "
-            "or raise PIL.Image.MAX_IMAGE_PIXELS"
+            f"expected at most {limit / 1e6:.0f} million pixels, got {width} x {height}. Shrink "
+            "it, or raise PIL.Image.MAX_IMAGE_PIXELS"
         )
     if max(width, height) > LONGEST * min(width, height):
         raise SeeError(

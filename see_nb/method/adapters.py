@@ -244,7 +244,8 @@ def find_proxies(
     if rows.ndim != 2 or len(rows) % n_classes:
         raise SeeError(
             f"proxies of {type(loss).__name__}: expected (C, D), or k rows for each of C "
-            f"`num_classes`, got {tuple(rows.shape)} and {n_classes} classes. Give SEELoss centers=."
+            f"`num_classes`, got {tuple(rows.shape)} and {n_classes} classes. Give SEELoss "
+            "centers=."
         )
     return rows.unflatten(0, (n_classes, -1))
 

@@ -48,7 +48,7 @@ def draw_partners(
     classmates: bool,  # True: of the source's own class; False: of the others
     generator: torch.Generator | None = None,
 ) -> Tensor:  # numbers of rows of the batch, (N, n_partners)
-    "Partners of each source, uniform among those allowed, with replacement; itself where there is none."
+    "Partners of each source, drawn uniformly with replacement; itself where none is allowed."
     itself = batch.chosen[:, None] == torch.arange(len(batch.labels), device=batch.labels.device)
     same = batch.labels[batch.chosen][:, None] == batch.labels
     allowed = same & ~itself if classmates else ~same
@@ -70,7 +70,7 @@ def embedding_expansion(
     batch: Batch,
     generator: torch.Generator | None = None,  # of the partners
 ) -> Tensor:  # (N, K, D), unit rows
-    "Embedding Expansion (Ko & Gu, CVPR 2020): points that divide the way to a classmate into equal parts."
+    "Embedding Expansion (Ko & Gu, CVPR 2020): points that divide the way to a classmate evenly."
     ends = batch.embeddings[draw_partners(batch, 1, True, generator)]
     steps = torch.arange(1, n_expansion + 1, device=embeddings.device)[:, None] / (n_expansion + 1)
     points = torch.lerp(
@@ -101,7 +101,8 @@ def _beta(alpha: int, like: Tensor, generator: torch.Generator | None) -> Tensor
     "A scalar from Beta(alpha, alpha): the median of 2 alpha - 1 uniform numbers."
     if alpha != int(alpha) or alpha < 1:
         raise SeeError(
-            f"alpha: expected an integer of at least 1, got {alpha}. 1 draws shares uniformly, more draws them near 1/2."
+            f"alpha: expected an integer of at least 1, got {alpha}. 1 draws shares uniformly, "
+            "more draws them near 1/2."
         )
     return _uniform((2 * int(alpha) - 1,), like, generator).median()
 
@@ -115,7 +116,7 @@ def mixup(
     generator: torch.Generator | None = None,  # of partners and share
     alpha: int = 2,  # of Beta(alpha, alpha), >= 1
 ) -> Mixture:
-    "Mixtures with embeddings of other classes, one share per batch (embedding mixup, as in Metrix, ICLR 2022)."
+    "Mixtures with embeddings of other classes, one share per batch (as in Metrix, ICLR 2022)."
     share = _beta(alpha, embeddings, generator)
     partners = draw_partners(batch, n_expansion, False, generator)
     mixed = torch.lerp(
@@ -165,7 +166,8 @@ def make_synthetics(
     )
     if synthetics.ndim != 3 or len(synthetics) != len(labels):
         raise SeeError(
-            f"expansion: expected synthetics ({len(labels)}, K, {centers.shape[1]}), one row of K per source, got {tuple(synthetics.shape)}."
+            f"expansion: expected synthetics ({len(labels)}, K, {centers.shape[1]}), one row of K "
+            f"per source, got {tuple(synthetics.shape)}."
         )
     own = labels.repeat_interleave(synthetics.shape[1])
     if isinstance(made, Tensor):

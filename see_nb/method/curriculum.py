@@ -50,7 +50,7 @@ class ExpansionSchedule:
 # %% ../../nbs/method/03_curriculum.ipynb #c11
 @dataclass(frozen=True)
 class ThresholdSchedule:
-    "The least cosine to the own centre that is expanded, falling from high to low on half a cosine."
+    "Least cosine to the own centre that is expanded, falling from high to low on half a cosine."
 
     epochs: int  # E, epochs of the whole training, >= 1
     low: float  # threshold at the last epoch, in [-1, high]

@@ -53,7 +53,7 @@ def contrastive_on_cosine(
 
 # %% ../../nbs/method/12_memory.ipynb #c14
 class MemoryLoss(losses.CrossBatchMemory):
-    "Cross-batch memory (Wang et al., CVPR 2020) with the batch's own loss; a checkpoint restores it."
+    "Cross-batch memory (Wang et al., CVPR 2020) with the batch's loss; a checkpoint restores it."
 
     def forward(
         self,

@@ -75,8 +75,8 @@ class SmartMiningLoss(nn.Module):
         super().__init__()
         if offset < 0 or not 0 < target < 1:
             raise SeeError(
-                f"expected offset >= 0 and 0 < target < 1, got {offset} and {target}. The offset is "
-                "a rank among the negatives: 0 is the nearest."
+                f"expected offset >= 0 and 0 < target < 1, got {offset} and {target}. The offset "
+                "is a rank among the negatives: 0 is the nearest."
             )
         self.margin, self.gap, self.weight, self.target = margin, gap, weight, target
         self.register_buffer("offset", torch.tensor(offset))

@@ -18,7 +18,7 @@ from ..errors import SeeError
 
 # %% ../../nbs/method/10_proxy_losses.ipynb #c06
 class CurricularFaceLoss(losses.ArcFaceLoss):
-    "ArcFace whose hard negatives gain weight over time (Huang et al., CVPR 2020). Proxies `W`, (D, C)."
+    "ArcFace whose hard negatives gain weight (Huang et al., CVPR 2020). Proxies `W`, (D, C)."
 
     def __init__(
         self,

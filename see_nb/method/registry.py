@@ -125,8 +125,8 @@ LOSSES = {
         "SupCon", PAIRS, _PML + "SupConLoss", {"temperature": 0.1},
         "Khosla et al., NeurIPS 2020, Eq. 2", sizes=()),
     "ntxent": LossEntry(
-        "NT-Xent", PAIRS, _PML + "NTXentLoss", {"temperature": 0.1}, "Chen et al., ICML 2020, Eq. 1",
-        sizes=()),
+        "NT-Xent", PAIRS, _PML + "NTXentLoss", {"temperature": 0.1},
+        "Chen et al., ICML 2020, Eq. 1", sizes=()),
     "xbm": LossEntry(
         "XBM", PAIRS, _OURS + "memory:contrastive_with_memory",
         {"memory_size": 4096, "pos_margin": 1, "neg_margin": 0.5}, "Wang et al., CVPR 2020",
@@ -161,8 +161,8 @@ LOSSES = {
         {"learners": 4, "meta_classes": 16, "reach": 0.5, "hardness": 0.25, "scale": 16},
         "Aziere and Todorovic, CVPR 2019; the settings are ours"),
     "log_ratio": LossEntry(
-        "Log-ratio", GRADED, _OURS + "pair_losses:LogRatioLoss", {"eps": 1e-6}, "Kim et al., CVPR 2019",
-        sizes=()),
+        "Log-ratio", GRADED, _OURS + "pair_losses:LogRatioLoss", {"eps": 1e-6},
+        "Kim et al., CVPR 2019", sizes=()),
 }  # fmt: skip
 
 # %% ../../nbs/method/00_registry.ipynb #c11

@@ -137,8 +137,8 @@ class SEELoss(nn.Module):
         name, proxies = type(inner).__name__, find_proxies(inner)
         if self.place == "own" and proxies is None and self.centers is None:
             raise SeeError(
-                f"centers: {name} has no attribute `proxies` (C, D). Give SEELoss centers=: a tensor "
-                "or parameter (C, D), or a function from labels (B,) to centres (B, D)."
+                f"centers: {name} has no attribute `proxies` (C, D). Give SEELoss centers=: a "
+                "tensor or parameter (C, D), or a function from labels (B,) to centres (B, D)."
             )
         if not (self.encoder_grad or self.proxy_grad):
             raise SeeError(
@@ -212,8 +212,9 @@ class SEELoss(nn.Module):
         name, miner = type(self.loss).__name__, self.miner or own_miner(self.loss)
         if indices_tuple is not None and miner is None and self.weight:
             raise SeeError(
-                "indices_tuple: its pairs name images, so synthetics would not be mined. Give SEELoss"
-                " the miner itself, SEELoss(loss, miner=miner), and call it without indices_tuple."
+                "indices_tuple: its pairs name images, so synthetics would not be mined. Give "
+                "SEELoss the miner itself, SEELoss(loss, miner=miner), and call it without "
+                "indices_tuple."
             )
         memory = any(isinstance(layer, losses.CrossBatchMemory) for layer in layers(self.loss))
         if ref_emb is not None and (memory or self.place != "references"):

@@ -120,8 +120,8 @@ def checked_labels(
     lone = int((~np.isin(labels, findable)).sum())
     if lone:
         warnings.warn(
-            f"{lone} of {len(labels)} queries have no other image of their class to find; they count "
-            "as misses.",
+            f"{lone} of {len(labels)} queries have no other image of their class to find; they "
+            "count as misses.",
             stacklevel=3,
         )
     return labels, items

@@ -27,7 +27,7 @@ def alignment(
     embeddings: Tensor,  # unit rows, (N, D)
     labels: Tensor,  # (N,)
 ) -> float:  # in [0, 4]
-    "Mean squared distance of two embeddings of one class, over all pairs (Wang & Isola, ICML 2020)."
+    "Mean squared distance of two embeddings of a class, over all pairs (Wang & Isola, ICML 2020)."
     sums, counts = _class_sums(embeddings, labels)
     squares = 2 * (counts**2 - sums.square().sum(1))
     return (squares.sum() / (counts * (counts - 1)).sum()).item()
@@ -65,7 +65,7 @@ def density(
 def spectral_decay(
     embeddings: Tensor,  # (N, D)
 ) -> float:  # at least 0
-    "KL divergence of the uniform distribution from the normalised singular values (Roth et al., ICML 2020)."
+    "KL divergence of uniform shares from the normalised singular values (Roth et al., ICML 2020)."
     x = embeddings.double()
     values = torch.linalg.eigvalsh(x.T @ x).clamp_min(0).sqrt()
     shares = (values / values.sum()).clamp_min(1e-6)
@@ -117,7 +117,7 @@ def space_measures(
     labels: Tensor,  # (N,)
     proxies: Tensor | None = None,  # one per class, (C, D); labels are then numbers of its rows
 ) -> dict[str, float]:
-    "Alignment, uniformity, density and spectral decay; with proxies also how embeddings and proxies lie to them."
+    "Alignment, uniformity, density, spectral decay; with proxies also cosines to and among them."
     _check_space(embeddings, labels, proxies)
     embeddings = embeddings.detach()
     measures = {
@@ -139,18 +139,21 @@ def _check_space(embeddings: Tensor, labels: Tensor, proxies: Tensor | None) -> 
     "Shapes, lengths, and enough of each."
     if embeddings.ndim != 2 or labels.shape != embeddings.shape[:1]:
         raise SeeError(
-            f"embeddings and labels: expected (N, D) and (N,), got {tuple(embeddings.shape)} and {tuple(labels.shape)}."
+            f"embeddings and labels: expected (N, D) and (N,), got {tuple(embeddings.shape)} and "
+            f"{tuple(labels.shape)}."
         )
     lengths = torch.linalg.vector_norm(embeddings.detach().float(), dim=1)
     if not ((lengths - 1).abs() < 1e-2).all():
         raise SeeError(
-            f"embeddings: expected unit vectors, got lengths from {lengths.min():.3g} to {lengths.max():.3g}. "
-            "Call torch.nn.functional.normalize(x, dim=-1); if one is nan, training has diverged."
+            f"embeddings: expected unit vectors, got lengths from {lengths.min():.3g} to "
+            f"{lengths.max():.3g}. Call torch.nn.functional.normalize(x, dim=-1); if one is nan, "
+            "training has diverged."
         )
     n_each = labels.unique(return_counts=True)[1]
     if len(n_each) < 2 or n_each.max() < 2:
         raise SeeError(
-            f"labels: expected at least two classes, one of them with two embeddings, got {n_each.tolist()[:9]} embeddings per class."
+            "labels: expected at least two classes, one of them with two embeddings, got "
+            f"{n_each.tolist()[:9]} embeddings per class."
         )
     if proxies is not None and (
         proxies.ndim != 2
@@ -158,6 +161,7 @@ def _check_space(embeddings: Tensor, labels: Tensor, proxies: Tensor | None) -> 
         or not 0 <= labels.min() <= labels.max() < len(proxies)
     ):
         raise SeeError(
-            f"proxies: expected (C, {embeddings.shape[1]}) with C > {labels.max()}, one per class, got {tuple(proxies.shape)}. "
-            "`see_nb.method.adapters.class_proxies(loss)` gives those of a loss."
+            f"proxies: expected (C, {embeddings.shape[1]}) with C > {labels.max()}, one per class, "
+            f"got {tuple(proxies.shape)}. `see_nb.method.adapters.class_proxies(loss)` gives those "
+            "of a loss."
         )
