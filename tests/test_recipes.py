@@ -5,6 +5,7 @@ import sys
 from dataclasses import asdict, fields, replace
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from see_nb.errors import SeeError
 from see_nb.method.curriculum import ExpansionSchedule
 from see_nb.training.presets import PRESETS, photo_recipe, preset
-from see_nb.training.recipes import CHOICES, LIMITS, Recipe, recipe_from
+from see_nb.training.recipes import CHOICES, LIMITS, Recipe, recipe_from, recipe_of
 
 ANYTHING = st.one_of(
     st.none(),
@@ -154,6 +155,17 @@ def test_a_stored_recipe_is_whole_or_refused():
     ):
         with pytest.raises(SeeError, match="^here: "):
             recipe_from(wrong, "here")
+
+
+@pytest.mark.parametrize("seed", [0, 7, 2**53 - 1])
+def test_a_row_gives_its_recipe_back_also_from_a_table_with_other_rows(seed):
+    recipe = Recipe(seed=seed, see=False, backbone="conv4", width=8, fraction=0.0)
+    row = asdict(recipe) | {"recall_at_1": 0.5, "run": "a"}
+    table = pd.DataFrame([{"run": "other"}, row])  # so whole numbers become floating point
+    assert table.seed.dtype == float
+    assert recipe_of(row) == recipe_of(table.iloc[1]) == recipe
+    with pytest.raises(SeeError, match="^row other: dataset: expected a text, got nan"):
+        recipe_of(table.iloc[0])  # NaN everywhere
 
 
 def test_recipes_and_presets_load_neither_torch_nor_pandas():

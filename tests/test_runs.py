@@ -6,8 +6,8 @@ import pytest
 
 from see_nb.errors import SeeError
 from see_nb.training.recipes import Recipe
-from see_nb.training.results import read_rows
-from see_nb.training.runs import run_recipes
+from see_nb.training.results import append_row, different_fields, read_rows
+from see_nb.training.runs import repeat_row, run_recipes
 
 SMALL = Recipe(embedding_size=12, epochs=2, width=4, train_classes=40, validation=0.0)
 PLAN = [replace(SMALL, seed=seed, see=see) for seed in range(2) for see in (False, True)]
@@ -61,3 +61,16 @@ def test_a_wrong_recipe_ends_the_plan_with_its_own_words(tmp_path):
     for options in ({"launcher": "slurm"}, {"processes": 0}):
         with pytest.raises(SeeError, match=next(iter(options))):
             run_recipes(PLAN, tmp_path / "rows.jsonl", **options)
+
+
+def test_a_run_is_made_again_from_its_row_alone_equal_to_the_bit(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    recipe = replace(SMALL, validation=0.2, encoder_grad=True, fraction=0.8, seed=3)
+    run_recipes([recipe], path, processes=1)
+    append_row({"experiment": "another kind of row"}, path)  # so the table has gaps
+    row = read_rows(path).iloc[0]
+    again, different = repeat_row(row)
+    assert different == [] and again["run"] != row.run
+    assert again["history"] == row.history and again["n_expanded"] == row.n_expanded > 0
+    noticed = different_fields(dict(row), again | {"recall_at_1": row.recall_at_1 + 2**-53})
+    assert noticed == ["recall_at_1"]

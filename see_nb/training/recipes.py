@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['SCHEDULES', 'PRECISIONS', 'INTERPOLATIONS', 'IMAGE_MIXES', 'CURRICULA', 'BATCH_NORMS', 'AS_PUBLISHED', 'LIMITS',
-           'CHOICES', 'Recipe', 'recipe_from', 'describe']
+           'CHOICES', 'Recipe', 'recipe_from', 'recipe_of', 'describe']
 
-# %% ../../nbs/training/02_recipes.ipynb #c02
+# %% ../../nbs/training/02_recipes.ipynb #c03
 import hashlib
 import json
 import math
@@ -16,7 +16,7 @@ from numbers import Integral, Real
 from ..errors import SeeError, near, one_of
 from ..method.registry import EXPANSIONS, LOSSES
 
-# %% ../../nbs/training/02_recipes.ipynb #c05
+# %% ../../nbs/training/02_recipes.ipynb #c06
 SCHEDULES = ("one_cycle", "constant", "step", "cosine")
 PRECISIONS = ("no", "bf16", "fp16")
 INTERPOLATIONS = ("", "bicubic", "bilinear")
@@ -24,7 +24,7 @@ IMAGE_MIXES = ("", "mixup", "cutmix")
 CURRICULA = ("rising", "constant", "threshold")
 BATCH_NORMS = ("train", "eval", "frozen")
 
-# %% ../../nbs/training/02_recipes.ipynb #c06
+# %% ../../nbs/training/02_recipes.ipynb #c07
 @dataclass(frozen=True)
 class Recipe:
     "Everything that decides the result of a training."
@@ -163,7 +163,7 @@ class Recipe:
         text = json.dumps(["v3", self.changes], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
-# %% ../../nbs/training/02_recipes.ipynb #c08
+# %% ../../nbs/training/02_recipes.ipynb #c09
 AS_PUBLISHED = {  # the fields that make SEE the published method
     "see": True,
     "expansion": "see",
@@ -175,7 +175,7 @@ AS_PUBLISHED = {  # the fields that make SEE the published method
     "proxy_grad": True,
 }
 
-# %% ../../nbs/training/02_recipes.ipynb #c10
+# %% ../../nbs/training/02_recipes.ipynb #c11
 LIMITS = {  # field -> least, most
     "test_fraction": (0.01, 0.99),
     "train_classes": (0, 10**7),
@@ -216,7 +216,7 @@ CHOICES = {
     "batch_norms": BATCH_NORMS,
 }
 
-# %% ../../nbs/training/02_recipes.ipynb #c11
+# %% ../../nbs/training/02_recipes.ipynb #c12
 def _typed(name: str, value, kind: type):
     "The value as the field's own type; a SeeError for a value of another one."
     number = isinstance(value, Real) and not isinstance(value, bool)
@@ -249,7 +249,7 @@ def _check_fields(recipe: Recipe) -> None:
             f"for no cache, got {recipe.resize}. Smaller photos would only be enlarged again."
         )
 
-# %% ../../nbs/training/02_recipes.ipynb #c12
+# %% ../../nbs/training/02_recipes.ipynb #c13
 def _check_together(recipe: Recipe) -> None:
     "Fields that must fit each other."
     r = recipe
@@ -299,7 +299,7 @@ def _expands(recipe: Recipe) -> bool:
     share = recipe.fraction * (1 if recipe.curriculum == "constant" else progress)
     return round(share * recipe.batch_size) > 0
 
-# %% ../../nbs/training/02_recipes.ipynb #c17
+# %% ../../nbs/training/02_recipes.ipynb #c18
 def recipe_from(
     stored: dict,  # fields and values, all of them
     source: str,  # where it comes from, for the message
@@ -318,7 +318,27 @@ def recipe_from(
     except SeeError as error:
         raise SeeError(f"{source}: {error}") from error
 
-# %% ../../nbs/training/02_recipes.ipynb #c19
+# %% ../../nbs/training/02_recipes.ipynb #c20
+def _plain(value, kind: type):
+    "A cell of a table as a value of Python."
+    value = value.item() if hasattr(value, "item") else value
+    whole = kind is int and isinstance(value, float) and value.is_integer()
+    return int(value) if whole and abs(value) < 2**53 else value
+
+
+def recipe_of(
+    row,  # of results: a dict, or a row of a table
+) -> Recipe:
+    "The recipe that a row of results was made by; a SeeError if the row lacks a field."
+    row = dict(row)
+    stored = {
+        field.name: _plain(row[field.name], type(field.default))
+        for field in fields(Recipe)
+        if field.name in row
+    }
+    return recipe_from(stored, f"row {row.get('run', '')}".strip())
+
+# %% ../../nbs/training/02_recipes.ipynb #c23
 def describe(
     recipe: Recipe,
 ):  # a pandas table: one row per field with value, default and whether they differ
