@@ -32,7 +32,8 @@ _FROZEN = Recipe(
     validation=0,
 )
 FROZEN = {name: replace(_FROZEN, dataset=name) for name in ("birds100", "cars196_train")}
-WHOLE = {"birds100": replace(FROZEN["birds100"], frozen=False, epochs=6, batch_norms="eval")}
+_TRAINED = {"frozen": False, "image_size": 112, "epochs": 5, "batch_norms": "eval"}
+WHOLE = {"birds100": replace(FROZEN["birds100"], **_TRAINED)}
 OMNIGLOT = {
     "omniglot": Recipe(
         dataset="omniglot", width=16, embedding_size=16, epochs=6, batch_size=128, validation=0

@@ -195,6 +195,9 @@ class Training:
         self.recipe, self.model, self.objective = recipe, model, objective
         self.splits, self.accelerator = splits, accelerator
         self.encoder = model.head if recipe.frozen else model
+        if recipe.image_size and not recipe.frozen:  # convolutions of photos are faster so
+            model.backbone.to(memory_format=torch.channels_last)
+        self.learning = (*model.parameters(), *objective.parameters())
         self.weights_sha256, self.untrained = weights_sha256, {}
         self.n_workers = self._default_workers() if n_workers is None else n_workers
         ranks = accelerator.process_index, accelerator.num_processes
@@ -264,8 +267,7 @@ class Training:
         self.optimizer.zero_grad()
         self.accelerator.backward(value)
         if self.recipe.clip:
-            learning = (*self.model.parameters(), *self.objective.parameters())
-            self.accelerator.clip_grad_value_(learning, self.recipe.clip)
+            self.accelerator.clip_grad_value_(self.learning, self.recipe.clip)
         self.optimizer.step()
         self.schedule.step()
         self.total += value.detach()
@@ -296,8 +298,7 @@ def training_state(training: Training) -> dict:
     "Everything needed to go on. A SeeError if a step or a weight was not finite."
     t = training
     check_finite(t.first_broken, len(t.batches))
-    learning = (*t.model.parameters(), *t.objective.parameters())
-    if not torch.stack([p.detach().isfinite().all() for p in learning]).all():
+    if not torch.stack([p.detach().isfinite().all() for p in t.learning]).all():
         raise SeeError(
             f"step {t.steps_done} (epoch {t.epoch}): a weight has become NaN or Inf. "
             "Lower learning_rate. The last checkpoint is as it was."
