@@ -172,7 +172,7 @@ PLAN = {
         _BIRDS,
         losses=("deep_ranking", "smart_mining", "htl", "mic", "hard_proxies"),
         seeds=5,
-        rates=((3e-4, 1e-3, 3e-3),),
+        rates=((3e-4, 1e-3),),
     ),
     "generators": Part(
         "Do networks that make synthetics add more?",
