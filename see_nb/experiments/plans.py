@@ -32,7 +32,7 @@ _FROZEN = Recipe(
     validation=0,
 )
 FROZEN = {name: replace(_FROZEN, dataset=name) for name in ("birds100", "cars196_train")}
-_TRAINED = {"frozen": False, "image_size": 112, "epochs": 5, "batch_norms": "eval"}
+_TRAINED = {"frozen": False, "image_size": 96, "epochs": 5, "batch_norms": "eval"}
 WHOLE = {"birds100": replace(FROZEN["birds100"], **_TRAINED)}
 OMNIGLOT = {
     "omniglot": Recipe(
