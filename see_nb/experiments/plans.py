@@ -155,6 +155,7 @@ PLAN = {
         "What do K, the weight and the curriculum change?",
         _SEE[:2],
         _BIRDS,
+        seeds=5,
         changes=(
             {"n_expansion": 1},
             {"n_expansion": 2},
