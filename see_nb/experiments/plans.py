@@ -233,9 +233,11 @@ def part_runs(
 def run_part(
     name: str,  # of a part
     output: Path,  # file of the rows; checkpoints of long trainings lie beside it
+    part: Part | None = None,  # None: the plan's
     **options,  # of `run_recipes`
 ) -> None:
     "Search a part's rates, then make its runs. What is there is not made again."
+    part = part or PLAN[name]
 
     def made(recipes: list[Recipe], experiment: str) -> pd.DataFrame:
         long = not all(recipe.frozen for recipe in recipes)
@@ -244,9 +246,9 @@ def run_part(
         rows = read_rows(output)
         return rows[rows.experiment == experiment]
 
-    for search in part_searches(PLAN[name]):
+    for search in part_searches(part):
         more = search
         while more:
             rows = made(more, "evidence search")
             more = beside_best(search, rows)
-    made(part_runs(PLAN[name], best_rates(rows)), f"evidence {name}")
+    made(part_runs(part, best_rates(rows)), f"evidence {name}")

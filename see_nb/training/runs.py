@@ -14,6 +14,7 @@ from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -26,6 +27,11 @@ from .results import check_writable, different_fields, read_rows
 from .training import train
 
 # %% ../../nbs/training/10_runs.ipynb #c06
+def _tell(hears: list[Callable[[float], object]], share: float) -> None:
+    for hear in hears:
+        hear(share)
+
+
 @dataclass(frozen=True)
 class Job:
     "One recipe and all that its process has to know."
@@ -41,8 +47,9 @@ class Job:
         if self.checkpoints:
             kept = {"checkpoint": self.checkpoints / f"{self.recipe.fingerprint}.pt"}
             kept["resume"] = True
-        options = {"progress": False, "advance": advance, **kept, **self.options}
-        train(self.recipe, results=self.results, **options)
+        options = {"progress": False, **kept, **self.options}
+        hears = [hear for hear in (advance, options.pop("advance", None)) if hear]
+        train(self.recipe, results=self.results, advance=partial(_tell, hears), **options)
         return self.recipe.fingerprint
 
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['empty_model', 'make_objective', 'backbone_hash', 'Run', 'load_run', 'load_model', 'Training', 'training_state',
            'restore_training', 'as_run', 'Output', 'run_epochs', 'begin_epoch', 'end_epoch', 'make_row',
-           'start_processes', 'prepare', 'train', 'step_seconds']
+           'start_processes', 'prepare', 'train', 'noise_steps', 'step_times', 'step_seconds']
 
 # %% ../../nbs/training/09_training.ipynb #c02
 import hashlib
@@ -701,33 +701,59 @@ def _tracked(accelerator: Accelerator, tracker: str, recipe: Recipe) -> Iterator
             one.finish()
 
 # %% ../../nbs/training/09_training.ipynb #c39
+def noise_steps(
+    recipes: dict[str, Recipe],  # name -> recipe; of one precision, batch and image size
+    n_classes: int = 100,  # of the training images
+    compiled: dict[str, dict] | None = None,  # name -> options of torch.compile for its step
+) -> dict[str, Callable[[], None]]:  # name -> a step that ends when the device is done
+    "Training steps on a batch of noise, to be measured."
+    first = next(iter(recipes.values()))
+    accelerator = start_processes(first.precision)
+    device, size = accelerator.device, (first.batch_size, 3, first.image_size, first.image_size)
+    images = torch.randint(0, 256, size, dtype=torch.uint8, device=device)
+    labels = torch.arange(n_classes).repeat_interleave(first.samples_per_class)
+    labels = labels[: first.batch_size].to(device)
+
+    def step_of(name: str, recipe: Recipe) -> Callable[[], None]:
+        training = _noise_training(recipe, n_classes, accelerator)
+        if compiled and name in compiled:
+            training.step = torch.compile(training.step, **compiled[name])
+
+        def step() -> None:
+            training.train_step(images, labels)
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+
+        return step
+
+    return {name: step_of(name, recipe) for name, recipe in recipes.items()}
+
+
+def step_times(
+    steps: dict[str, Callable[[], object]],  # name -> what to time
+    repeats: int = 10,  # rounds, in which all take turns
+) -> dict[str, list[float]]:  # name -> seconds on the wall, round by round
+    "Time steps side by side; two rounds more warm up."
+
+    def once(step: Callable[[], object]) -> float:
+        start = time.perf_counter()
+        step()
+        return time.perf_counter() - start
+
+    rounds = [[once(step) for step in steps.values()] for _ in range(repeats + 2)]
+    return dict(zip(steps, map(list, zip(*rounds[2:]))))
+
+
 def step_seconds(
     recipe: Recipe,
     n_classes: int = 100,  # of the training images
     repeats: int = 10,  # rounds of both
 ) -> dict[str, float]:  # seconds of a step "alone" and "with SEE", and their ratio: medians
     "What SEE adds to a training step, side by side."
-    accelerator = start_processes(recipe.precision)
-    trainings = {
-        "alone": _noise_training(replace(recipe, see=False), n_classes, accelerator),
-        "with SEE": _noise_training(replace(recipe, see=True), n_classes, accelerator),
-    }
-    device, size = accelerator.device, (recipe.batch_size, 3, recipe.image_size, recipe.image_size)
-    images = torch.randint(0, 256, size, dtype=torch.uint8, device=device)
-    labels = torch.arange(n_classes).repeat_interleave(recipe.samples_per_class)
-    labels = labels[: recipe.batch_size].to(device)
-
-    def once(name: str) -> float:
-        start = time.perf_counter()
-        trainings[name].train_step(images, labels)
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        return time.perf_counter() - start
-
-    rounds = [{name: once(name) for name in trainings} for _ in range(repeats + 2)]
-    times = rounds[2:]  # the first two warm up
-    median = {name: float(np.median([t[name] for t in times])) for name in trainings}
-    return {**median, "ratio": float(np.median([t["with SEE"] / t["alone"] for t in times]))}
+    both = {"alone": replace(recipe, see=False), "with SEE": replace(recipe, see=True)}
+    times = step_times(noise_steps(both, n_classes), repeats)
+    median = {name: float(np.median(seconds)) for name, seconds in times.items()}
+    return {**median, "ratio": float(np.median(np.divide(times["with SEE"], times["alone"])))}
 
 
 def _noise_training(recipe: Recipe, n_classes: int, accelerator: Accelerator) -> Training:
