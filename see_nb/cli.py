@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['Folder', 'Name', 'Whole', 'Root', 'Size', 'File', 'Classes', 'COMMANDS', 'PLAIN', 'INTERRUPTED', 'Command',
-           'Reproduce', 'RecipeOptions', 'last_value', 'sized_recipe', 'Train', 'show_metrics', 'Evaluate', 'Datasets',
-           'MakeIndex', 'Search', 'Export', 'App', 'parse', 'written', 'folded', 'one_sentence', 'unknown_option',
-           'overview', 'run', 'main']
+           'Reproduce', 'GpuEvidence', 'RecipeOptions', 'last_value', 'sized_recipe', 'Train', 'show_metrics',
+           'Evaluate', 'Datasets', 'MakeIndex', 'Search', 'Export', 'App', 'parse', 'written', 'folded', 'one_sentence',
+           'unknown_option', 'overview', 'run', 'main']
 
 # %% ../nbs/cli.ipynb #c02
 import contextlib
@@ -76,6 +76,34 @@ class Reproduce(Command):
         print(f"The site is at {index}")
 
 # %% ../nbs/cli.ipynb #c08
+@dataclass
+class GpuEvidence(Command):
+    """Measure for some minutes what needs a GPU, without a network.
+
+    Rows that are in the file stay: the same command again goes on."""
+
+    # file of the rows; checkpoints lie beside it
+    output: Path = Path("see-nb-gpu/gpu.jsonl")
+    # of this call, which ends some seconds later
+    minutes: float = 9
+    # cpu: try all parts, tiny, where no GPU is
+    device: Literal["cuda", "cpu"] = "cuda"
+    root: Root = None
+
+    def run(self) -> None:
+        with needs("notebooks", "gpu-evidence"):
+            from see_nb.experiments.gpu import check_table, gpu_evidence, whole_table
+        from see_nb.training.results import read_rows
+
+        done = gpu_evidence(self.output, self.minutes, self.device, self.root)
+        rows = read_rows(self.output)
+        for table in (check_table(rows), whole_table(rows)):
+            if len(table):
+                print(table.to_string(index=False))
+        left = "All is done." if done else "Not all is done: the same command again goes on."
+        print(f"The rows are in {self.output}. {left}")
+
+# %% ../nbs/cli.ipynb #c10
 @dataclass(frozen=True)
 class RecipeOptions(Recipe):
     "Everything that decides the result of a training."
@@ -88,7 +116,7 @@ class RecipeOptions(Recipe):
         "Those of a preset; without a name the defaults."
         return cls(**asdict(preset(name))) if name else cls()
 
-# %% ../nbs/cli.ipynb #c09
+# %% ../nbs/cli.ipynb #c11
 Size = Annotated[
     Literal["small", "medium", "large"] | None, tyro.conf.arg(metavar="{small,medium,large}")
 ]
@@ -116,7 +144,7 @@ def sized_recipe(arguments: Sequence[str]) -> Recipe:
     photos = load_dataset(name, root, "train", **options)
     return photo_recipe(len(photos), len(photos.classes), size=last_value(arguments, "--size"))
 
-# %% ../nbs/cli.ipynb #c10
+# %% ../nbs/cli.ipynb #c12
 @dataclass
 class Train(Command):
     """Train a model and test it on classes it has not seen.
@@ -228,7 +256,7 @@ def show_metrics(
         before = (untrained or {}).get(name)
         print(f"{name:>12}  {value:7.2%}" + (f"   untrained {before:7.2%}" if before else ""))
 
-# %% ../nbs/cli.ipynb #c11
+# %% ../nbs/cli.ipynb #c13
 @dataclass
 class Evaluate(Command):
     "Recall@K and MAP@R of a checkpoint on a data set's test classes."
@@ -252,7 +280,7 @@ class Evaluate(Command):
         before = {} if self.dataset else run.row.get("untrained", {})
         show_metrics(evaluate(run.model, dataset, image_size=recipe.image_size), before)
 
-# %% ../nbs/cli.ipynb #c12
+# %% ../nbs/cli.ipynb #c14
 @dataclass
 class Datasets(Command):
     """List the data sets, or check one: see-nb datasets check NAME.
@@ -284,7 +312,7 @@ class Datasets(Command):
                 print(name, *(f"  {key + ':':<7}{value}" for key, value in state.items()), sep="\n")
         return 0
 
-# %% ../nbs/cli.ipynb #c14
+# %% ../nbs/cli.ipynb #c16
 File = Annotated[Path | None, tyro.conf.arg(metavar="FILE")]
 Classes = Annotated[tuple[str, ...] | None, tyro.conf.arg(metavar="CLASSES")]
 
@@ -333,7 +361,7 @@ class MakeIndex(Command):
             index.export(self.embeddings)
             print(f"The embeddings are at {self.embeddings}")
 
-# %% ../nbs/cli.ipynb #c15
+# %% ../nbs/cli.ipynb #c17
 @dataclass
 class Search(Command):
     "Find the photos of an index that are most like others."
@@ -371,7 +399,7 @@ class Search(Command):
             page = results_page(found, self.html)
             print(f"The page is at {page}", file=sys.stderr if self.json else sys.stdout)
 
-# %% ../nbs/cli.ipynb #c16
+# %% ../nbs/cli.ipynb #c18
 @dataclass
 class Export(Command):
     "Write a model as ONNX, or as a folder that others can load."
@@ -404,7 +432,7 @@ class Export(Command):
         if self.push:
             print(f"Uploaded: {model.push_to_hub(self.push)}")
 
-# %% ../nbs/cli.ipynb #c17
+# %% ../nbs/cli.ipynb #c19
 @dataclass
 class App(Command):
     """Search in a browser, on this computer only.
@@ -425,7 +453,7 @@ class App(Command):
 
         launch(self.folders, port=self.port, open_browser=self.open)
 
-# %% ../nbs/cli.ipynb #c19
+# %% ../nbs/cli.ipynb #c21
 COMMANDS = {
     "reproduce": Reproduce,
     "train": Train,
@@ -435,9 +463,10 @@ COMMANDS = {
     "search": Search,
     "app": App,
     "export": Export,
+    "gpu-evidence": GpuEvidence,
 }
 
-# %% ../nbs/cli.ipynb #c21
+# %% ../nbs/cli.ipynb #c23
 def parse(
     name: str,  # of the command
     arguments: Sequence[str],  # behind it
@@ -512,7 +541,7 @@ def unknown_option(name: str, given: str) -> str:
     hint = near(given.partition("=")[0], known) if given.startswith("-") else ""
     return f"{name}: does not know {given!r}.{hint} See `see-nb {name} --help`."
 
-# %% ../nbs/cli.ipynb #c22
+# %% ../nbs/cli.ipynb #c24
 def overview() -> str:
     "What `see-nb --help` shows."
     lines = [(name, (kind.__doc__ or "").split("\n")[0]) for name, kind in COMMANDS.items()]
@@ -523,11 +552,11 @@ def overview() -> str:
             "",
             "SEE (spherical embedding expansion) for deep metric learning.",
             "",
-            *(f"  {name:<11} {line}" for name, line in lines),
+            *(f"  {name:<12} {line}" for name, line in lines),
         ]
     )
 
-# %% ../nbs/cli.ipynb #c23
+# %% ../nbs/cli.ipynb #c25
 def run(arguments: Sequence[str]) -> int:
     "Run one command; its exit code."
     name = arguments[0] if arguments else "--help"
@@ -546,7 +575,7 @@ def run(arguments: Sequence[str]) -> int:
 
 INTERRUPTED = (
     "see-nb: interrupted. Finished runs and checkpoints are kept; "
-    "`reproduce` goes on by itself, `train` with --resume."
+    "`reproduce` and `gpu-evidence` go on by themselves, `train` with --resume."
 )
 
 

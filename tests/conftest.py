@@ -55,6 +55,38 @@ def see_nb_process():
     return start
 
 
+@pytest.fixture
+def tiny(monkeypatch):
+    "A data set of 20 classes that trains in a moment."
+    import torch
+
+    from see_nb.data.datasets import RetrievalDataset
+    from see_nb.training import splits
+
+    generator = torch.Generator().manual_seed(0)
+    prototypes = (
+        torch.randint(0, 256, (40, 1, 4, 4), generator=generator)
+        .repeat_interleave(4, 2)
+        .repeat_interleave(4, 3)
+    )
+    noise = torch.randint(-40, 41, (40, 8, 1, 16, 16), generator=generator)
+    images = (prototypes[:, None] + noise).clamp(0, 255).to(torch.uint8)
+    halves = {
+        split: RetrievalDataset(
+            images[s].flatten(0, 1),
+            torch.arange(20).repeat_interleave(8),
+            [f"{split} {i}" for i in range(20)],
+            "tiny",
+            split,
+        )
+        for split, s in (("train", slice(0, 20)), ("test", slice(20, 40)))
+    }
+    monkeypatch.setattr(
+        splits, "load_dataset", lambda name, root=None, split="train", **options: halves[split]
+    )
+    return halves
+
+
 def forked(work) -> int:
     "Run `work` in a forked process: its exit code is 1 if it raises."
     pid = os.fork()

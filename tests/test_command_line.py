@@ -352,7 +352,9 @@ def test_after_ctrl_c_finished_rows_stay_and_the_next_call_goes_on(
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     kept = len(read_rows(rows))
-    assert process.returncode == 130 and "`reproduce` goes on by itself" in errors
+    assert (
+        process.returncode == 130 and "`reproduce` and `gpu-evidence` go on by themselves" in errors
+    )
     assert "Traceback" not in errors and 2 <= kept < 5
     time.sleep(1.5)
     assert len(read_rows(rows)) == kept  # the kernel is gone as well

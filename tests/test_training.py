@@ -12,12 +12,12 @@ import pytest
 import torch
 
 from see_nb.data.crops import Crops
-from see_nb.data.datasets import RetrievalDataset, data_root, dataset_states, load_dataset
+from see_nb.data.datasets import data_root, dataset_states, load_dataset
 from see_nb.errors import SeeError
 from see_nb.experiments.statistics import comparison_table
 from see_nb.method.registry import EXPANSIONS, LOSSES, build_loss
 from see_nb.method.see_loss import SEELoss
-from see_nb.training import splits, steps, training
+from see_nb.training import steps, training
 from see_nb.training.checkpoints import read_checkpoint
 from see_nb.training.presets import PRESETS
 from see_nb.training.recipes import Recipe
@@ -26,33 +26,6 @@ from see_nb.training.splits import load_split
 from see_nb.training.training import load_model, train
 
 SMALL = Recipe(embedding_size=12, epochs=2, width=4, batch_size=24, validation=0.0)
-
-
-@pytest.fixture
-def tiny(monkeypatch):
-    "A data set of 20 classes that trains in a moment."
-    generator = torch.Generator().manual_seed(0)
-    prototypes = (
-        torch.randint(0, 256, (40, 1, 4, 4), generator=generator)
-        .repeat_interleave(4, 2)
-        .repeat_interleave(4, 3)
-    )
-    noise = torch.randint(-40, 41, (40, 8, 1, 16, 16), generator=generator)
-    images = (prototypes[:, None] + noise).clamp(0, 255).to(torch.uint8)
-    halves = {
-        split: RetrievalDataset(
-            images[s].flatten(0, 1),
-            torch.arange(20).repeat_interleave(8),
-            [f"{split} {i}" for i in range(20)],
-            "tiny",
-            split,
-        )
-        for split, s in (("train", slice(0, 20)), ("test", slice(20, 40)))
-    }
-    monkeypatch.setattr(
-        splits, "load_dataset", lambda name, root=None, split="train", **options: halves[split]
-    )
-    return halves
 
 
 def same_weights(one, other):
@@ -487,7 +460,7 @@ PROCESSES = """
 import sys
 from unittest.mock import patch
 import torch
-from see_nb.training import splits, steps, training
+from see_nb.training import steps, training
 from see_nb.method.registry import EXPANSIONS
 from see_nb.data.datasets import load_dataset
 from see_nb.retrieval.embedding import embed, evaluate

@@ -28,6 +28,7 @@ from see_nb.experiments.cost import (
     budget_verdict,
     compared,
     peak_bytes,
+    rows_with,
     step_cost,
 )
 from .evidence import labelled
@@ -48,7 +49,7 @@ class GpuPlan:
 
     sizes: tuple[int, int, int]  # B, C, D of the loss
     steps: dict[str, Recipe]  # of training steps; the networks start at random
-    compiled: str  # the one of them that torch.compile is tried on
+    compiled: tuple[str, ...]  # those of them that torch.compile is tried on
     backend: str  # of torch.compile
     rounds: int  # of the steps, each with new networks
     repeats: int  # steps of each side in a round
@@ -63,7 +64,7 @@ PLANS = {
     "cuda": GpuPlan(
         sizes=(180, 100, 128),
         steps=_PAPER,
-        compiled="resnet50",
+        compiled=("resnet50",),
         backend="inductor",
         rounds=5,
         repeats=20,
@@ -72,7 +73,7 @@ PLANS = {
     "cpu": GpuPlan(
         sizes=(24, 12, 16),
         steps={"test_convnext": Recipe(backbone="test_convnext", **_TINY)},
-        compiled="test_convnext",
+        compiled=("test_convnext",),
         backend="eager",
         rounds=2,
         repeats=1,
@@ -202,8 +203,8 @@ def all_checks(
         found[f"step, {name}"] = partial(step_cost, recipe, plan.rounds, plan.repeats)
         found[f"memory, {name}"] = partial(memory_row, recipe, device)
     found["compile, expand"] = partial(compiled_expansion, sizes, device, b)
-    chosen = plan.steps[plan.compiled]
-    found[f"compile, {plan.compiled}"] = partial(compiled_step, chosen, b, plan.repeats)
+    for name in plan.compiled:
+        found[f"compile, {name}"] = partial(compiled_step, plan.steps[name], b, plan.repeats)
     return found
 
 
@@ -221,6 +222,8 @@ class _TimeIsUp(Exception):
 
 
 def _refuse(device: str, minutes: float) -> None:
+    if not minutes > 0:
+        raise SeeError(f"minutes: expected more than 0, got {minutes}.")
     one_of("device", device, PLANS)
     there = torch.cuda.is_available()
     if device == "cuda" and not there:
@@ -233,8 +236,6 @@ def _refuse(device: str, minutes: float) -> None:
             "device: expected cuda, for there is a GPU, got cpu. To try the parts small, hide it: "
             "CUDA_VISIBLE_DEVICES= see-nb gpu-evidence --device cpu."
         )
-    if not minutes > 0:
-        raise SeeError(f"minutes: expected more than 0, got {minutes}.")
 
 # %% ../../nbs/experiments/13_gpu.ipynb #c20
 def gpu_evidence(
@@ -306,7 +307,7 @@ def check_table(
 ) -> pd.DataFrame:  # texts, one row per check
     "The checks beside what was wanted."
     table = []
-    for row in rows[rows.experiment == "gpu checks"].to_dict("records"):
+    for row in rows_with(rows, experiment="gpu checks").to_dict("records"):
         measured, wanted, verdict = _told(row)
         verdict = verdict if row["device"] == "cuda" else "tried without a GPU"
         names = {"check": row["run"], "measured": measured, "wanted": wanted, "verdict": verdict}
@@ -316,9 +317,9 @@ def check_table(
 # %% ../../nbs/experiments/13_gpu.ipynb #c25
 def whole_table(
     rows: pd.DataFrame,  # of `gpu_evidence`
-) -> pd.DataFrame:  # a row per data set and setting; empty before two seeds are done
+) -> pd.DataFrame:  # a row per data set and setting; empty before the first is done
     "Recall@1 of whole networks in percent, and what SEE adds in points, paired by seed."
-    rows = rows[rows.experiment == "evidence whole"]
+    rows = rows_with(rows, experiment="evidence whole")
     if not len(rows):
         return rows
     rows = labelled(rows)
