@@ -114,8 +114,10 @@ def test_quick_measures_nothing_and_the_report_shows_the_committed_rows(
     monkeypatch.setenv("SEE_NB_OUTPUT", str(tmp_path))
     run_notebook(root / "nbs" / "experiments/cost_run.ipynb")
     assert not (tmp_path / "cost.jsonl").exists()
-    report = run_notebook(root / "nbs" / "experiments/cost_report.ipynb")
-    assert "results/cost.jsonl" in printed(report)
+    text = printed(run_notebook(root / "nbs" / "experiments/cost_report.ipynb"))
+    assert "results/cost.jsonl" in text
+    there = (root / "nbs" / "experiments" / "results" / "gpu.jsonl").exists()
+    assert ("results/gpu.jsonl" in text) == there == ("Not measured: no machine" not in text)
 
 
 def test_the_report_says_what_was_not_measured_and_what_failed(root, tmp_path, monkeypatch, rows):
@@ -135,6 +137,9 @@ def test_the_report_says_what_was_not_measured_and_what_failed(root, tmp_path, m
                 "failed": "see_nb: did not finish in 150 s"
             }
         append_row(row, tmp_path / "cost.jsonl")
+    gpu = {"experiment": "gpu checks", "device": "cuda", "hardware": "a GPU", "what": "waits"}
+    counted = {"run": "waits, as published", "value": 5, "base_value": 2}
+    append_row(gpu | counted, tmp_path / "gpu.jsonl")
     monkeypatch.setenv("SEE_NB_OUTPUT", str(tmp_path))
     text = printed(run_notebook(root / "nbs" / "experiments/cost_report.ipynb"))
     assert (
@@ -142,6 +147,7 @@ def test_the_report_says_what_was_not_measured_and_what_failed(root, tmp_path, m
         and "did not finish in 150 s" in text
         and "not measured in this run" in text
     )
+    assert "+3 (the loss alone: 2)" in text and "Not measured: no machine" not in text
 
 
 def printed(notebook: nbformat.NotebookNode) -> str:
