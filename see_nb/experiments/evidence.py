@@ -89,6 +89,13 @@ CLAIMS = (
 )
 REFERENCE_CLAIMS = (
     Claim("SEE helps a reference", "references", _ENCODER, "alone", by="loss"),
+    Claim(
+        "SEE helps a reference with parameters",
+        "references with parameters",
+        _ENCODER,
+        "alone",
+        by="loss",
+    ),
     Claim("SEE as published helps", "generators", _PUBLISHED, "alone", by="loss"),
     Claim("DAML helps", "generators", "DAML", "alone", by="loss"),
     Claim("HDML helps", "generators", "HDML", "alone", by="loss"),

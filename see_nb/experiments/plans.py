@@ -171,9 +171,17 @@ PLAN = {
         "What does SEE add to the losses that the paper names?",
         ("alone", "SEE, with the encoder"),
         _BIRDS,
-        losses=("deep_ranking", "smart_mining", "htl", "mic", "hard_proxies"),
+        losses=("deep_ranking", "smart_mining", "htl"),
         seeds=5,
         rates=((3e-4, 1e-3),),
+    ),
+    "references with parameters": Part(
+        "And to those that have parameters of their own?",
+        ("alone", "SEE, with the encoder"),
+        _BIRDS,
+        losses=("mic", "hard_proxies"),
+        seeds=5,
+        rates=((3e-4,), (10.0, 100.0)),
     ),
     "generators": Part(
         "Do networks that make synthetics add more?",
@@ -197,7 +205,11 @@ PLAN = {
         rates=((1e-4, 3e-4), (100.0,)),
     ),
 }
-REFERENCES = ("references", "generators")  # parts with a report of their own
+REFERENCES = (
+    "references",
+    "references with parameters",
+    "generators",
+)  # parts with a report of their own
 
 # %% ../../nbs/experiments/00_plans.ipynb #c14
 def part_searches(
