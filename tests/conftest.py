@@ -2,14 +2,19 @@
 
 import contextlib
 import io
+import multiprocessing
 import os
+import re
 import subprocess
 import sys
 import traceback
 from pathlib import Path
 from types import SimpleNamespace
 
+import nbformat
 import pytest
+from execnb.nbio import read_nb, write_nb
+from execnb.shell import CaptureShell
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two workers share the cores
 
@@ -98,3 +103,33 @@ def forked(work) -> int:
         finally:
             os._exit(code)
     return pid
+
+
+FRESH = multiprocessing.get_context("forkserver")
+FRESH.set_forkserver_preload(["see_nb.training.training", "see_nb.experiments.figures"])
+
+
+def in_processes(work, *arguments, n=1) -> None:
+    "Run `work(rank, *arguments)` in processes that have imported torch and done nothing yet."
+    processes = [FRESH.Process(target=work, args=(rank, *arguments)) for rank in range(n)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(900)
+    assert [process.exitcode for process in processes] == [0] * n
+
+
+def _run_cells(rank, path, environment, output) -> None:
+    os.environ.update(environment)
+    os.chdir(path.parent)
+    notebook = read_nb(path)
+    skipped = re.compile(r"^#\| *(slow|cuda|download|notest)\b", re.MULTILINE)
+    shell = CaptureShell(path, mpl_format="png")
+    shell.run_all(notebook, exc_stop=True, preproc=lambda cell: skipped.search(cell.source))
+    write_nb(notebook, output)
+
+
+def run_cells(path: Path, output: Path, **environment: str) -> nbformat.NotebookNode:
+    "A notebook run in a process that has imported torch, by way of `output`."
+    in_processes(_run_cells, path, environment, output)
+    return nbformat.read(output, as_version=4)

@@ -2,14 +2,15 @@
 
 import json
 from itertools import groupby
+from pathlib import Path
 
 import nbformat
 import pytest
 import torch
+from conftest import run_cells
 from pytorch_metric_learning.losses import ProxyAnchorLoss
 
 from see_nb.experiments.cost import compared, in_child, log_slope, peak_bytes, take_turns
-from see_nb.experiments.running import run_notebook
 from see_nb.method.see_loss import SEELoss
 from see_nb.training.results import append_row, read_rows
 
@@ -107,20 +108,23 @@ def test_the_memory_of_synthetics_grows_as_their_number(rows):
         assert 0.5 < log_slope(found[axis].tolist(), found.value.tolist())[0] < 1.1
 
 
-def test_quick_measures_nothing_and_the_report_shows_the_committed_rows(
-    root, tmp_path, monkeypatch
-):
-    monkeypatch.setenv("SEE_NB_PRESET", "quick")
-    monkeypatch.setenv("SEE_NB_OUTPUT", str(tmp_path))
-    run_notebook(root / "nbs" / "experiments/cost_run.ipynb")
+def run_here(root, name: str, folder: Path) -> nbformat.NotebookNode:
+    "A notebook of the costs as `see-nb reproduce` runs it in its quick preset."
+    environment = {"SEE_NB_PRESET": "quick", "SEE_NB_OUTPUT": str(folder)}
+    path = root / "nbs" / "experiments" / f"{name}.ipynb"
+    return run_cells(path, folder / f"{name}.ipynb", **environment)
+
+
+def test_quick_measures_nothing_and_the_report_shows_the_committed_rows(root, tmp_path):
+    run_here(root, "cost_run", tmp_path)
     assert not (tmp_path / "cost.jsonl").exists()
-    text = printed(run_notebook(root / "nbs" / "experiments/cost_report.ipynb"))
+    text = printed(run_here(root, "cost_report", tmp_path))
     assert "results/cost.jsonl" in text
     there = (root / "nbs" / "experiments" / "results" / "gpu.jsonl").exists()
     assert ("results/gpu.jsonl" in text) == there == ("Not measured: no machine" not in text)
 
 
-def test_the_report_says_what_was_not_measured_and_what_failed(root, tmp_path, monkeypatch, rows):
+def test_the_report_says_what_was_not_measured_and_what_failed(root, tmp_path, rows):
     failed = {"ratio", "ratio_low", "ratio_high", "value", "base_value", "rounds"}
     for row in map(
         json.loads,
@@ -140,8 +144,7 @@ def test_the_report_says_what_was_not_measured_and_what_failed(root, tmp_path, m
     gpu = {"experiment": "gpu checks", "device": "cuda", "hardware": "a GPU", "what": "waits"}
     counted = {"run": "waits, as published", "value": 5, "base_value": 2}
     append_row(gpu | counted, tmp_path / "gpu.jsonl")
-    monkeypatch.setenv("SEE_NB_OUTPUT", str(tmp_path))
-    text = printed(run_notebook(root / "nbs" / "experiments/cost_report.ipynb"))
+    text = printed(run_here(root, "cost_report", tmp_path))
     assert (
         "Rows: cost.jsonl" in text
         and "did not finish in 150 s" in text

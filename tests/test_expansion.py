@@ -30,7 +30,7 @@ def problems(draw, dtype=torch.float64):
     return F.normalize(z + 10 * closeness**3 * w, dim=-1), w, k
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(problems())
 def test_invariants_hold_for_both_implementations(problem):
     z, w, k = problem
@@ -51,6 +51,38 @@ def seeded(seed=0):
 
 def unit(*shape, dtype=torch.float64, seed=0):
     return F.normalize(torch.randn(*shape, dtype=dtype, generator=seeded(seed)), dim=-1)
+
+
+def test_the_second_term_has_the_distribution_of_a_loop_over_the_sources():
+    "Its mean and its spread over draws; a frame shared by the batch gives another mean."
+    loss = losses.ProxyAnchorLoss(25, 16, margin=0.1, alpha=32)
+    loss.proxies.data = unit(25, 16, dtype=torch.float32)
+    labels = torch.arange(26) % 25
+    w = loss.proxies.data[labels]
+    z = F.normalize(w + 2 * unit(26, 16, dtype=torch.float32, seed=1), dim=-1)  # 0.44 and near it
+
+    def drawn(way, n):
+        terms = [loss(way(seeded(i)).flatten(0, 1), labels.repeat_interleave(8)) for i in range(n)]
+        return torch.stack(terms).detach().double()
+
+    def one_by_one(generator):
+        state = generator.get_state()
+        rows = []
+        for source, center in zip(z[:, None], w[:, None]):
+            generator.set_state(state)
+            rows.append(expand_reference(source, center, 8, generator=generator))
+        return torch.cat(rows)
+
+    ours = drawn(lambda g: expand(z, w, 8, generator=g), 600)
+    loop = drawn(lambda g: expand_reference(z, w, 8, generator=g), 150)
+    shared = drawn(one_by_one, 40)
+
+    def in_standard_errors(a, b):
+        return (a.mean() - b.mean()).abs() / (a.var() / len(a) + b.var() / len(b)).sqrt()
+
+    assert in_standard_errors(ours, loop) < 3.5
+    assert 0.75 < ours.std() / loop.std() < 1.33  # five standard errors
+    assert in_standard_errors(shared, loop) > 4
 
 
 @pytest.mark.parametrize("k", [1, 2, 8, 16])

@@ -9,6 +9,7 @@ import warnings
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import in_processes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pytorch_metric_learning import distances, losses, miners, reducers
@@ -771,7 +772,7 @@ def test_running_means_of_two_processes_are_those_of_one(tmp_path):
             encoder[1].labels = labels[numbers]
             encoder(x.detach()[numbers])
         expected[n_classes] = encoder[1].see.centers
-    torch.multiprocessing.spawn(_means_in_two_processes, (str(tmp_path),), nprocs=2)
+    in_processes(_means_in_two_processes, tmp_path, n=2)
     for n_classes, alone in expected.items():
         for rank in range(2):
             state = torch.load(tmp_path / f"{n_classes}-{rank}.pt")
@@ -836,7 +837,7 @@ def test_two_processes_learn_what_one_does(tmp_path):
         "MultiSimilarityLoss+miner",
     ]
     names = [*proxies, *pairs, "ThresholdConsistentMarginLoss", "FastAPLoss"]
-    torch.multiprocessing.spawn(_in_two_processes, (names, str(tmp_path)), nprocs=2)
+    in_processes(_in_two_processes, names, tmp_path, n=2)
     for name in names:
         for shared, alone in zip(torch.load(tmp_path / f"{name}.pt"), _one_step(name, 0, 1)):
             torch.testing.assert_close(

@@ -15,12 +15,12 @@ import nbformat
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import run_cells
 from IPython.display import display
 from PIL import Image
 
 from see_nb import cli
 from see_nb.experiments.paper_table import AS_PUBLISHED, TABLE_CELL, read_paper, side_by_side
-from see_nb.experiments.running import run_notebook
 from see_nb.training.presets import preset
 
 KEY = [*TABLE_CELL, "metric"]
@@ -202,10 +202,10 @@ REPORTS = sorted(
 
 
 @pytest.mark.parametrize("name", REPORTS)
-def test_a_report_comes_back_the_same_from_the_committed_rows(root, name, monkeypatch):
-    monkeypatch.delenv("SEE_NB_OUTPUT", raising=False)
+def test_a_report_comes_back_the_same_from_the_committed_rows(root, name, tmp_path):
     path = root / "nbs" / "experiments" / f"{name}.ipynb"
-    committed, again = outputs(nbformat.read(path, as_version=4)), outputs(run_notebook(path))
+    committed = outputs(nbformat.read(path, as_version=4))
+    again = outputs(run_cells(path, tmp_path / "again.ipynb"))
     assert any(committed)
     for number, (old, new) in enumerate(zip(committed, again, strict=True)):
         assert [kind for kind, _ in old] == [kind for kind, _ in new], f"cell {number}"

@@ -1,15 +1,21 @@
 "The whole training run: equal to the bit across processes and after kills, robust, and what it writes."
 
+import contextlib
 import json
 import math
 import os
+import random
+import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from unittest.mock import patch
 
 import pytest
 import torch
+from accelerate import notebook_launcher
+from conftest import in_processes
 
 from see_nb.data.crops import Crops
 from see_nb.data.datasets import data_root, dataset_states, load_dataset
@@ -17,6 +23,7 @@ from see_nb.errors import SeeError
 from see_nb.experiments.statistics import comparison_table
 from see_nb.method.registry import EXPANSIONS, LOSSES, build_loss
 from see_nb.method.see_loss import SEELoss
+from see_nb.retrieval.embedding import embed, evaluate
 from see_nb.training import steps, training
 from see_nb.training.checkpoints import read_checkpoint
 from see_nb.training.presets import PRESETS
@@ -43,21 +50,12 @@ def same_weights(one, other):
     )
 
 
-def run_python(code, *arguments, launcher=()):
-    "A script in a process of its own, or in several."
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    script = [sys.executable, *launcher, code, *map(str, arguments)]
-    done = subprocess.run(script, capture_output=True, text=True, env=environment, timeout=600)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
-
-
 def test_two_processes_of_the_command_line_train_to_the_same_bit(see_nb_command, tmp_path):
     states = []
     for name in ("one", "two"):
         done = see_nb_command(
             "train", "--embedding-size", 16, "--epochs", 1, "--curriculum", "constant",
-            "--output", tmp_path / name
+            "--width", 4, "--train-classes", 60, "--output", tmp_path / name
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
         states.append(read_checkpoint(tmp_path / name / "checkpoint.pt"))
@@ -224,34 +222,40 @@ def test_mixed_images_train_and_come_again_to_the_bit(tiny, how):
 
 # Killed, full, broken
 
-KILLS = """
-import os, random, signal, sys, time
-from pathlib import Path
-from see_nb.training.recipes import Recipe
-from see_nb.training.training import train
 
-folder = Path(sys.argv[1])
-recipe = Recipe(embedding_size=12, epochs=4, width=4, batch_size=24, validation=0.1)
-options = {"progress": False, "checkpoint_every": 3}
-moments, killed, times = random.Random(0), 0, []
-for _ in range(10):
-    child = os.fork()
-    if child == 0:
-        train(recipe, checkpoint=folder / "killed.pt", results=folder / "killed.jsonl", resume=True, **options)
-        os._exit(0)
-    time.sleep(moments.uniform(0.2, 1.4))
-    os.kill(child, signal.SIGKILL)
-    killed += os.WIFSIGNALED(os.waitpid(child, 0)[1])
-print(killed)
-for name in ("killed", "whole"):
-    train(recipe, checkpoint=folder / f"{name}.pt", results=folder / f"{name}.jsonl", resume=True, **options)
-"""
+def kill_and_resume(rank, folder, kills):
+    "A training that is killed again and again and then ended, and one in one go."
+    recipe = replace(SMALL, epochs=4, train_classes=120, validation=0.1)
+
+    def go_on(name):
+        files = {"checkpoint": folder / f"{name}.pt", "results": folder / f"{name}.jsonl"}
+        train(recipe, **files, resume=True, progress=False, checkpoint_every=3)
+
+    moments, real = random.Random(0), training.Training.train_step
+    for number in range(kills):
+        done, tell = os.pipe()
+
+        def step(self, images, labels, tell=tell):
+            real(self, images, labels)
+            os.write(tell, b".")
+
+        child = os.fork()
+        if child == 0:
+            training.Training.train_step = step
+            go_on("killed")
+            os._exit(0)
+        os.close(tell)
+        if number % 2:
+            os.read(done, 1)  # a step is done
+        time.sleep(moments.uniform(0, 0.05 if number % 2 else 0.4))  # or while it starts
+        os.kill(child, signal.SIGKILL)
+        assert os.WIFSIGNALED(os.waitpid(child, 0)[1])
+    for name in ("killed", "whole"):
+        go_on(name)
 
 
 def test_killed_ten_times_and_resumed_is_equal_to_the_bit(tmp_path):
-    script = tmp_path / "kills.py"
-    script.write_text(KILLS)
-    assert run_python(script, tmp_path).split() == ["10"]
+    in_processes(kill_and_resume, tmp_path, 10)
     killed, whole = (read_checkpoint(tmp_path / f"{name}.pt") for name in ("killed", "whole"))
     assert same_weights(killed, whole)
     assert killed["row"]["history"] == whole["row"]["history"]
@@ -456,62 +460,86 @@ def test_every_preset_builds_and_names_its_data_set():
 
 # Several processes
 
-PROCESSES = """
-import sys
-from unittest.mock import patch
-import torch
-from see_nb.training import steps, training
-from see_nb.method.registry import EXPANSIONS
-from see_nb.data.datasets import load_dataset
-from see_nb.retrieval.embedding import embed, evaluate
-from see_nb.training.recipes import Recipe
+CONVNEXT = {
+    "backbone": "test_convnext", "pretrained": False, "image_size": 32, "embedding_size": 12, "batch_size": 24,
+    "validation": 0, "learning_rate": 1e-5, "schedule": "constant", "curriculum": "constant",
+}  # fmt: skip
+SAME = "htl", "hard_proxies", "smart_mining", "hdml", "daml"  # draw nothing, or the same
+OTHER = "mic", "deep_ranking"  # draw triplets in each process
+
 
 class Enough(Exception):
     pass
 
-results, real = {}, training.Training.train_step
-for see in (False, True):
-    recipe = Recipe(backbone="test_convnext", pretrained=False, image_size=32, embedding_size=12, batch_size=24, epochs=1, see=see,
-                    validation=0, learning_rate=1e-5, proxy_rate=1e3, schedule="constant", curriculum="constant")
-    losses, last = [], []
+
+def first_steps(recipe, n, expand=False):
+    "Losses and weights of the first steps, and the training."
+    real, losses, last = training.Training.train_step, [], []
+
     def step(self, images, labels):
-        if self.position == 20:
+        if self.position == n:
             raise Enough
-        if see:
-            self.objective.schedule = None  # expand from the start
+        if expand:
+            self.objective.schedule = None  # from the start
         before = self.total.item()
         real(self, images, labels)
         losses.append(self.total.item() - before)
         last[:] = [self]
-    with patch.object(training.Training, "train_step", step):
-        try:
-            training.train(recipe, progress=False)
-        except Enough:
-            pass
-    weights = [p.detach().clone() for p in (*last[0].model.parameters(), *last[0].objective.parameters())]
-    results[see] = {"losses": losses, "weights": weights}
-torch.manual_seed(0)
-model = training.create_model("test_convnext", 12, pretrained=False, channels=1, image_size=32)
-test = load_dataset("glyphs", split="test").select_classes(torch.arange(101))
-options = {"image_size": 32, "batch_size": 64, "accelerator": last[0].accelerator}
-results |= {"embeddings": embed(model, test, **options), "metrics": evaluate(model, test, **options), "processes": last[0].accelerator.num_processes}
-torch.save(results, sys.argv[1] + str(last[0].accelerator.process_index))
-"""
+
+    with patch.object(training.Training, "train_step", step), contextlib.suppress(Enough):
+        train(recipe, progress=False)
+    parts = *last[0].model.parameters(), *last[0].objective.parameters()
+    return {"losses": losses, "weights": [p.detach().clone() for p in parts]}, last[0]
 
 
-def test_two_processes_train_as_one(tmp_path):
-    script = tmp_path / "processes.py"
-    script.write_text(PROCESSES)
-    run_python(script, tmp_path / "one")
-    run_python(
-        script,
-        tmp_path / "two",
-        launcher=("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"),
-    )
-    one, two, other = (torch.load(tmp_path / name) for name in ("one0", "two0", "two1"))
-    assert (one["processes"], two["processes"]) == (1, 2)
+def trained_together(folder, references):
+    "What one process, or each of several, learns and finds."
+    results = {}
     for see in (False, True):
-        assert len(one[see]["losses"]) == len(two[see]["losses"]) == 20
+        recipe = Recipe(**CONVNEXT, epochs=1, see=see, proxy_rate=1e3)
+        results[see], state = first_steps(recipe, 10, expand=see)
+    for name in references:
+        how = (
+            EXPANSIONS[name].recipe | {"expansion": name} if name in EXPANSIONS else {"loss": name}
+        )
+        few = {"epochs": 2, "train_classes": 20, "proxy_rate": 1e2, "n_expansion": 4}
+        results[name], _ = first_steps(Recipe(**CONVNEXT | few | how), 4)
+    torch.manual_seed(0)
+    model = training.create_model("test_convnext", 12, pretrained=False, channels=1, image_size=32)
+    test = load_dataset("glyphs", split="test").select_classes(torch.arange(101))
+    options = {"image_size": 32, "batch_size": 64, "accelerator": state.accelerator}
+    results["embeddings"] = embed(model, test, **options)
+    results["metrics"] = evaluate(model, test, **options)
+    torch.save(
+        results, f"{folder}/{state.accelerator.process_index} of {state.accelerator.num_processes}"
+    )
+
+
+@pytest.fixture(scope="module")
+def one_and_two(tmp_path_factory):
+    "What one process learns, and what two do that a launcher has started."
+    folder = tmp_path_factory.mktemp("processes")
+    trained_together(folder, SAME)
+    launcher = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        "2",
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*launcher, __file__, folder], capture_output=True, text=True, env=environment, timeout=600
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [torch.load(folder / name) for name in ("0 of 1", "0 of 2", "1 of 2")]
+
+
+def test_two_processes_train_as_one(one_and_two):
+    one, two, other = one_and_two
+    for see in (False, True):
+        assert len(one[see]["losses"]) == len(two[see]["losses"]) == 10
         assert two[see]["losses"] == pytest.approx(one[see]["losses"], rel=1e-5)
         for a, b, c in zip(
             one[see]["weights"], two[see]["weights"], other[see]["weights"], strict=True
@@ -523,75 +551,26 @@ def test_two_processes_train_as_one(tmp_path):
     assert one["metrics"] == two["metrics"] == other["metrics"]
 
 
-REFERENCES = """
-import sys
-from unittest.mock import patch
-import torch
-from see_nb.method.registry import EXPANSIONS
-from see_nb.training import training
-from see_nb.training.recipes import Recipe
-
-class Enough(Exception):
-    pass
-
-real, results, last = training.Training.train_step, {}, []
-def step(self, images, labels):
-    if self.position == 4:
-        raise Enough
-    before = self.total.item()
-    real(self, images, labels)
-    losses.append(self.total.item() - before)
-    last[:] = [self]
-
-for name in sys.argv[2:]:
-    losses = []
-    how = {"expansion": name, **EXPANSIONS[name].recipe} if name in EXPANSIONS else {"loss": name}
-    recipe = Recipe(backbone="test_convnext", pretrained=False, image_size=32, embedding_size=12, batch_size=24, epochs=2,
-                    train_classes=20, validation=0, learning_rate=1e-5, proxy_rate=1e2, schedule="constant", **{"curriculum": "constant", "n_expansion": 4, **how})
-    with patch.object(training.Training, "train_step", step):
-        try:
-            training.train(recipe, progress=False)
-        except Enough:
-            pass
-    parts = *last[0].model.parameters(), *last[0].objective.parameters()
-    results[name] = {"losses": losses, "weights": [p.detach().clone() for p in parts]}
-torch.save(results, sys.argv[1] + str(last[0].accelerator.process_index))
-"""
+def test_references_learn_in_two_processes_what_they_learn_in_one(one_and_two):
+    one, two, other = one_and_two
+    for name in (*SAME, *OTHER):
+        assert all(map(torch.equal, two[name]["weights"], other[name]["weights"])), name
+    for name in SAME:
+        assert two[name]["losses"] == pytest.approx(one[name]["losses"], rel=2e-3), name
 
 
-def test_references_learn_in_two_processes_what_they_learn_in_one(tmp_path):
-    same = "htl", "hard_proxies", "smart_mining", "hdml", "daml"  # draw nothing, or the same
-    names = *same, "mic", "deep_ranking"  # these draw triplets in each process
-    script = tmp_path / "references.py"
-    script.write_text(REFERENCES)
-    run_python(script, tmp_path / "one", *same)
-    two = "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"
-    run_python(script, tmp_path / "two", *names, launcher=two)
-    one, first, second = (torch.load(tmp_path / name) for name in ("one0", "two0", "two1"))
-    for name in names:
-        assert all(map(torch.equal, first[name]["weights"], second[name]["weights"])), name
-    for name in same:
-        assert first[name]["losses"] == pytest.approx(one[name]["losses"], rel=2e-3), name
+def launch_two(rank, path):
+    def work():
+        recipe = Recipe(
+            **CONVNEXT | {"validation": 0.2, "learning_rate": 1e-3}, train_classes=60, epochs=1
+        )
+        train(recipe, progress=False, results=path, checkpoint=f"{path}.pt")
 
-
-LAUNCHED = """
-import sys
-from accelerate import notebook_launcher
-
-def work(path):
-    from see_nb.training.recipes import Recipe
-    from see_nb.training.training import train
-    train(Recipe(backbone="test_convnext", pretrained=False, image_size=32, embedding_size=12, batch_size=600, epochs=1, validation=0.2, curriculum="constant"),
-          progress=False, results=path, checkpoint=path + ".pt")
-
-notebook_launcher(work, (sys.argv[1],), num_processes=2)
-"""
+    notebook_launcher(work, num_processes=2)
 
 
 def test_a_notebook_launches_two_processes_and_gets_one_row(tmp_path):
-    script = tmp_path / "launched.py"
-    script.write_text(LAUNCHED)
-    run_python(script, tmp_path / "rows.jsonl")
+    in_processes(launch_two, tmp_path / "rows.jsonl")
     rows = read_rows(tmp_path / "rows.jsonl")
     assert len(rows) == 1 and rows.processes[0] == 2 and rows.history[0][0]["recall_at_1"] > 0
 
@@ -773,3 +752,7 @@ def test_an_incomplete_omniglot_is_refused_by_name(tmp_path):
             (target / "Greek" / character.name / file.name).symlink_to(file)
     with pytest.raises(ValueError, match="Greek/character03 has 19"):
         load_dataset("omniglot", tmp_path)
+
+
+if __name__ == "__main__":  # one of the two processes
+    trained_together(sys.argv[1], [*SAME, *OTHER])

@@ -4,7 +4,7 @@ import re
 
 import nbformat
 import pytest
-from nbclient import NotebookClient
+from conftest import run_cells
 
 MOST_WORDS, MOST_LINES, MOST_SILENT = 1500, 6, 5
 
@@ -68,11 +68,8 @@ def test_terms_in_bold_are_in_the_glossary(tutorial, root):
     assert [t for t in terms if t.lower() not in explained] == []
 
 
-def test_the_tutorial_runs_through_and_shows_what_it_says(tutorial, root):
-    cells = [c for c in tutorial.cells if "#| notest" not in c.source]
-    notebook = nbformat.v4.new_notebook(cells=cells, metadata=tutorial.metadata)
-    where = {"metadata": {"path": str(root / "nbs")}}
-    NotebookClient(notebook, timeout=300, startup_timeout=300, resources=where).execute()
+def test_the_tutorial_runs_through_and_shows_what_it_says(root, tmp_path):
+    notebook = run_cells(root / "nbs" / "see_in_half_an_hour.ipynb", tmp_path / "run.ipynb")
     printed = "".join(o.get("text", "") for c in code_cells(notebook) for o in c.outputs)
     off = {
         line.rsplit(" degrees")[0][:22].strip(): [int(x) for x in line[22:].split()[:3]]
