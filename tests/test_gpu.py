@@ -10,8 +10,11 @@ from see_nb.errors import SeeError
 from see_nb.experiments import gpu
 from see_nb.experiments.evidence import labelled
 from see_nb.experiments.gpu import PLANS, all_checks, check_table, gpu_evidence, whole_table
+from see_nb.experiments.plans import part_searches
 from see_nb.training.recipes import Recipe
 from see_nb.training.results import different_fields, read_rows
+from see_nb.training.splits import Splits
+from see_nb.training.steps import ClassBatches
 
 THERE = torch.cuda.is_available()
 cuda = pytest.mark.skipif(not THERE, reason="there is no GPU that torch can use")
@@ -55,6 +58,13 @@ def test_all_parts_run_and_a_second_call_makes_nothing_again(tiny, tmp_path):
     assert table.n.dropna().tolist() == [2, 2] and table.difference.isna().tolist()[0]
     assert len(check_table(rows)) == len(checks)
     assert gpu_evidence(path, device=DEVICE, plan=PLAN) and path.read_bytes() == content
+
+
+def test_the_trainings_that_are_tried_on_a_cpu_have_classes_enough():
+    (search,) = part_searches(PLANS["cpu"].whole)
+    for recipe in (search[0], replace(search[0], validation=0.0)):
+        train_set = Splits.load(recipe).train_set
+        assert len(ClassBatches(train_set.labels, recipe)) > 1
 
 
 def test_a_training_that_the_clock_cuts_off_goes_on_where_it_was(tiny, tmp_path):

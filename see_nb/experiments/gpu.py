@@ -58,7 +58,7 @@ class GpuPlan:
 _PAPER = {name: preset(f"cub200-{name}-128") for name in ("resnet50", "vit_small")}
 _TINY = {"image_size": 32, "batch_size": 16, "embedding_size": 16, "encoder_grad": False}
 _BOTH = {name: replace(WHOLE["birds100"], dataset=name) for name in ("birds100", "cars196_train")}
-_GLYPHS = {"glyphs": replace(QUICK, width=4, train_classes=40, epochs=2)}
+_GLYPHS = {"glyphs": replace(QUICK, width=4, train_classes=40, batch_size=32, epochs=2)}
 PLANS = {
     "cuda": GpuPlan(
         sizes=(180, 100, 128),
