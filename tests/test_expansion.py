@@ -73,15 +73,15 @@ def test_the_second_term_has_the_distribution_of_a_loop_over_the_sources():
             rows.append(expand_reference(source, center, 8, generator=generator))
         return torch.cat(rows)
 
-    ours = drawn(lambda g: expand(z, w, 8, generator=g), 600)
-    loop = drawn(lambda g: expand_reference(z, w, 8, generator=g), 150)
+    ours = drawn(lambda g: expand(z, w, 8, generator=g), 200)
+    loop = drawn(lambda g: expand_reference(z, w, 8, generator=g), 100)
     shared = drawn(one_by_one, 40)
 
     def in_standard_errors(a, b):
         return (a.mean() - b.mean()).abs() / (a.var() / len(a) + b.var() / len(b)).sqrt()
 
     assert in_standard_errors(ours, loop) < 3.5
-    assert 0.75 < ours.std() / loop.std() < 1.33  # five standard errors
+    assert 0.65 < ours.std() / loop.std() < 1.5  # five standard errors
     assert in_standard_errors(shared, loop) > 4
 
 

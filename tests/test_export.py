@@ -51,6 +51,7 @@ def test_all_ways_out_give_the_same_embeddings(trained, tmp_path, capsys):
     call = ["export", "--checkpoint", str(trained / "checkpoint.pt")]
     assert main([*call, "--onnx", str(onnx), "--folder", str(folder)]) == 0
     assert "largest difference to PyTorch" in capsys.readouterr().out
+    assert not list(tmp_path.glob("*.data"))  # one file
     model, _ = open_model(trained / "checkpoint.pt")
     session = onnxruntime.InferenceSession(onnx)
     for size in (1, 4, 11):

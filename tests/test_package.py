@@ -1,7 +1,6 @@
 "The package and the notebooks are in step, and the wings keep to their side of the house."
 
 import ast
-import os
 import re
 import shutil
 import subprocess
@@ -186,9 +185,8 @@ def built(root, tmp_path_factory) -> Path:
         if name and (root / name).is_file():
             (folder / "source" / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(root / name, folder / "source" / name)
-    build = [sys.executable, "-m", "build", "--outdir", folder / "dist", folder / "source"]
-    environment = {**os.environ, "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
-    subprocess.run(build, check=True, timeout=300, capture_output=True, env=environment)
+    build = [sys.executable, "-m", "build", "--no-isolation", "--outdir", folder / "dist"]
+    subprocess.run([*build, folder / "source"], check=True, timeout=300, capture_output=True)
     return folder / "dist"
 
 
