@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from pytorch_metric_learning.losses import ProxyAnchorLoss
 from torch import Tensor, nn
+from torch._dynamo.utils import counters
 
 from ..errors import SeeError, one_of
 from see_nb.experiments.cost import (
@@ -136,8 +137,6 @@ def compile_row(
     repeats: int,  # timed calls of both
 ) -> dict:  # a row
     "What compiling costs and brings."
-    from torch._dynamo.utils import counters  # takes seconds to import, which reports need not
-
     counters.clear()
     start = time.perf_counter()
     for _ in range(10):
