@@ -17,7 +17,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from csv import DictReader
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 
 import faiss
@@ -91,12 +90,6 @@ def _look(
 # %% ../../nbs/retrieval/04_index.ipynb #c13
 def _threads() -> int:
     return min(16, os.cpu_count() or 1)
-
-
-def _batches(items: Iterable, size: int) -> Iterator[list]:
-    items = iter(items)
-    while batch := list(islice(items, size)):
-        yield batch
 
 
 @torch.no_grad()
