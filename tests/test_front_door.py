@@ -17,7 +17,7 @@ CONTRACT = {  # name -> its first parameters
     "ExpansionSchedule": "epochs, low=0.0, high=0.4, period=200",
     "ThresholdSchedule": "epochs",
     "select_closest": "similarity, fraction",
-    "SEELoss": "loss, n_expansion=8, weight=0.2, schedule=None, fraction=0.4, encoder_grad=True, "
+    "SEELoss": "loss, n_expansion=8, weight=0.2, schedule=None, fraction=0.4, encoder_grad=None, "
     "generator=None",
     "load_dataset": "name, root=None, split='train'",
     "create_model": "backbone",

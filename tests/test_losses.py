@@ -250,7 +250,7 @@ def test_without_weight_it_is_the_loss_alone(name):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_gradients_are_finite_and_reach_the_encoder(name, dtype):
     loss, x, labels = toy(name)
-    see = SEELoss(loss, weight=1.0, generator=seeded())
+    see = SEELoss(loss, weight=1.0, encoder_grad=True, generator=seeded())
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
         value = see(x.to(dtype), labels)
     assert value.isfinite() and value.dtype == torch.float32
@@ -285,6 +285,17 @@ def test_without_encoder_grad_only_proxies_learn(name):
     )  # it rounds its proxies at each call
     assert torch.equal(held[0], plain[0]) or name == "P2SGradLoss"
     assert not torch.allclose(held[1], plain[1])
+
+
+@every_loss
+def test_the_encoder_learns_by_default_only_where_nothing_else_would(name):
+    loss, x, labels = toy(name)
+    see = SEELoss(loss, weight=1.0, generator=seeded())
+    assert see.encoder_grad == (name not in OWN)
+    plain, both = gradients(loss(x, labels), x, loss), gradients(see(x, labels), x, loss)
+    alike = [torch.allclose(a, b, rtol=1e-5, atol=1e-8) for a, b in zip(both, plain)]
+    assert alike[:2] == [True, False] if name in OWN else not alike[0]
+    assert SEELoss(loss.requires_grad_(False)).encoder_grad  # the proxies cannot learn
 
 
 @pytest.mark.parametrize("name", PAIRS)

@@ -1,5 +1,6 @@
 "Recipes: every field is checked before data is read, and the published ones say what the authors' code does."
 
+import json
 import subprocess
 import sys
 from dataclasses import asdict, fields, replace
@@ -39,7 +40,8 @@ def test_any_fields_are_taken_or_refused_in_one_line(changes):
         assert one_line(error)
         return
     for field in fields(Recipe):
-        assert type(getattr(recipe, field.name)) is type(field.default), field.name
+        kinds = {type(field.default), bool} if field.default is None else {type(field.default)}
+        assert type(getattr(recipe, field.name)) in kinds, field.name
     for name, (least, most) in LIMITS.items():
         assert least <= getattr(recipe, name) <= most
     assert Recipe(**asdict(recipe)) == recipe and len(recipe.fingerprint) == 12 and recipe.method
@@ -102,13 +104,37 @@ def test_one_value_has_one_form_and_one_fingerprint():
 
 
 def test_the_two_settings_have_names():
-    published = replace(Recipe(), encoder_grad=False)
-    assert (published.setting, Recipe().setting) == ("as published", "with the encoder")
+    published, both = Recipe(), Recipe(encoder_grad=True)
+    assert (published.setting, both.setting) == ("as published", "with the encoder")
     assert published.method == "Proxy-Anchor + SEE, as published"
-    assert Recipe().method == "Proxy-Anchor + SEE"
+    assert both.method == "Proxy-Anchor + SEE, with the encoder"
+    assert Recipe(loss="htl").method == "HTL + SEE, with the encoder"
     assert replace(published, weight=0.3).method == "Proxy-Anchor + SEE, proxies only"
     for changes in ({"see": False}, {"expansion": "repeat"}, {"proxy_grad": False}):
         assert replace(Recipe(), **changes).setting == ""
+
+
+def test_the_same_training_has_one_fingerprint_however_the_default_is_said():
+    for loss, learns in (
+        ("proxy_anchor", False),
+        ("soft_triple", False),
+        ("triplet_semihard", True),
+    ):
+        unsaid, said = Recipe(loss=loss), Recipe(loss=loss, encoder_grad=learns)
+        assert unsaid.encoder_learns == learns and unsaid.fingerprint == said.fingerprint
+        assert unsaid.fingerprint != Recipe(loss=loss, encoder_grad=not learns).fingerprint
+    assert Recipe(proxy_grad=False).encoder_learns  # somebody has to
+    assert Recipe(see=False).fingerprint == Recipe(see=False, encoder_grad=True).fingerprint
+
+
+def test_stored_rows_have_the_fingerprint_of_their_recipe(root):
+    names = list(asdict(Recipe()))
+    for path in sorted((root / "nbs" / "experiments" / "results").glob("*.jsonl")):
+        for row in map(json.loads, path.read_text().splitlines()):
+            if "learning_rate" in row:
+                recipe = Recipe(**{name: row[name] for name in names if name in row})
+                assert recipe.fingerprint == row["fingerprint"]
+                assert recipe.encoder_learns == row["encoder_grad"]
 
 
 def test_presets_follow_the_published_code():

@@ -65,7 +65,7 @@ PAPER_BACKBONES = {
     "vit_small": "ViT-S/16 (ImageNet-21k)",
     "dino_vit_small": "DINO ViT-S/16",
 }
-AS_PUBLISHED, WITH_ENCODER = "SEE, as published", "SEE"
+AS_PUBLISHED, WITH_ENCODER = "SEE, as published", "SEE, with the encoder"
 PAPER_METHODS = {  # of the table -> loss, and the setting of SEE
     AS_PUBLISHED: ("proxy_anchor", "as published"),
     WITH_ENCODER: ("proxy_anchor", "with the encoder"),
@@ -89,9 +89,9 @@ def training_command(
 ) -> str:  # to be run in the repository; once more, and it goes on where it stopped
     "One line that trains a cell of the table, with a folder of its own."
     options = "" if loss == "proxy_anchor" else f" --loss {loss}"
-    options += {"as published": "", "with the encoder": " --encoder-grad", "": " --no-see"}[setting]
-    suffix = {"as published": "-see-as-published", "with the encoder": "-see", "": ""}[setting]
-    folder = f"runs/{name}-{loss}{suffix}-{seed}"
+    options += {"with the encoder": " --encoder-grad True", "": " --no-see"}.get(setting, "")
+    see = f"-see-{setting.replace(' ', '-')}" if setting else ""
+    folder = f"runs/{name}-{loss}{see}-{seed}"
     return f"see-nb train --preset {name}{options} --seed {seed} --output {folder} --resume"
 
 

@@ -19,7 +19,7 @@ from ..training.results import read_rows
 BASELINE = "Proxy-Anchor"
 SETTINGS = {
     "Proxy-Anchor + SEE, as published": "as published",
-    "Proxy-Anchor + SEE": "with the encoder",
+    "Proxy-Anchor + SEE, with the encoder": "with the encoder",
 }
 NO_ROWS = (
     "No rows of the planned comparison are here yet, so whether SEE helps is open: "

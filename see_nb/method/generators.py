@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['draw_triplets', 'as_constant', 'Generator', 'DAML', 'pull_negatives', 'HDML']
 
-# %% ../../nbs/method/17_generators.ipynb #c02
+# %% ../../nbs/method/17_generators.ipynb #c03
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..errors import SeeError
 from .augmentations import Batch, draw_partners
 
-# %% ../../nbs/method/17_generators.ipynb #c05
+# %% ../../nbs/method/17_generators.ipynb #c06
 def draw_triplets(
     batch: Batch,
     n_partners: int,  # K, for each source
@@ -64,7 +64,7 @@ class Generator(nn.Module):
         "Zero, with a gradient of zero for every parameter: several processes expect one."
         return 0 * sum(p.sum() for p in self.parameters())
 
-# %% ../../nbs/method/17_generators.ipynb #c09
+# %% ../../nbs/method/17_generators.ipynb #c10
 class DAML(Generator):
     "Hard negatives from a generator that is adversarial to the metric (Duan et al., CVPR 2018)."
 
@@ -126,7 +126,7 @@ class DAML(Generator):
         own, self._own = self._own, None
         return first + weight * second + (self._unused() if own is None else own)
 
-# %% ../../nbs/method/17_generators.ipynb #c16
+# %% ../../nbs/method/17_generators.ipynb #c17
 def pull_negatives(
     anchors: Tensor,  # z_a, (..., D)
     positives: Tensor,  # z_p, (..., D)
@@ -140,7 +140,7 @@ def pull_negatives(
     kept = (near + (far - near) * torch.exp(-alpha / mean_loss)) / far
     return torch.where(far > near, anchors + (negatives - anchors) * kept, negatives)
 
-# %% ../../nbs/method/17_generators.ipynb #c19
+# %% ../../nbs/method/17_generators.ipynb #c20
 class HDML(Generator):
     "Negatives as hard as the metric can bear, with their class kept (Zheng et al., CVPR 2019)."
 

@@ -168,7 +168,8 @@ LOSSES = {
 # %% ../../nbs/method/00_registry.ipynb #c11
 _MADE = "see_nb.method.augmentations:"
 _SEE = "see_nb.method.expansion:"
-_EVERY_ONE = {"curriculum": "constant", "fraction": 1.0, "weight": 1.0, "n_expansion": 1}
+_WHOLE = {"encoder_grad": True}  # the encoder learns from their synthetics
+_EVERY_ONE = _WHOLE | {"curriculum": "constant", "fraction": 1.0, "weight": 1.0, "n_expansion": 1}
 
 EXPANSIONS = {
     "see": ExpansionEntry("SEE", _SEE + "expand", "Le and Woo, PAKDD 2024"),
@@ -180,10 +181,13 @@ EXPANSIONS = {
     "repeat": ExpansionEntry("repeats", _SEE + "repeat_sources", "control"),
     "random": ExpansionEntry("random directions", _SEE + "random_directions", "control"),
     "embedding_expansion": ExpansionEntry(
-        "Embedding Expansion", _MADE + "embedding_expansion", "Ko and Gu, CVPR 2020"),
+        "Embedding Expansion", _MADE + "embedding_expansion", "Ko and Gu, CVPR 2020",
+        recipe=_WHOLE),
     "symmetrical": ExpansionEntry(
-        "Symmetrical Synthesis", _MADE + "symmetrical_synthesis", "Gu and Ko, AAAI 2020"),
-    "mixup": ExpansionEntry("mixup", _MADE + "mixup", "Venkataramanan et al., ICLR 2022"),
+        "Symmetrical Synthesis", _MADE + "symmetrical_synthesis", "Gu and Ko, AAAI 2020",
+        recipe=_WHOLE),
+    "mixup": ExpansionEntry(
+        "mixup", _MADE + "mixup", "Venkataramanan et al., ICLR 2022", recipe=_WHOLE),
     "daml": ExpansionEntry(
         "DAML", "see_nb.method.generators:DAML", "Duan et al., CVPR 2018",
         {"regular": 1, "adversarial": 50, "margin": 1, "width": 512, "pretrain": 1, "alone": 1},

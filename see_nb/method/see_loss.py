@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SEELoss']
 
-# %% ../../nbs/method/04_see_loss.ipynb #c02
+# %% ../../nbs/method/04_see_loss.ipynb #c03
 import warnings
 from collections.abc import Callable
 
@@ -41,7 +41,7 @@ from .expansion import check_n_expansion, full_precision
 from .proxy_anchor import is_plain, proxy_anchor
 from .registry import build_expansion
 
-# %% ../../nbs/method/04_see_loss.ipynb #c14
+# %% ../../nbs/method/04_see_loss.ipynb #c15
 def _check_batch(embeddings: Tensor, labels: Tensor, known: Tensor | None) -> None:
     "Shapes, types and, on the CPU, the range of the labels (a look at a GPU's would make it wait)."
     dim = embeddings.shape[-1] if known is None else known.shape[-1]
@@ -77,7 +77,7 @@ def _check_value(output, loss: nn.Module) -> tuple[Tensor, tuple]:
         )
     return value, tuple(rest)
 
-# %% ../../nbs/method/04_see_loss.ipynb #c15
+# %% ../../nbs/method/04_see_loss.ipynb #c16
 class SEELoss(nn.Module):
     "A loss plus `weight` times the same loss on synthetics (SEE, Le & Woo, PAKDD 2024)."
 
@@ -90,7 +90,7 @@ class SEELoss(nn.Module):
         weight: float = 0.2,  # lambda, weight of the second term, >= 0; 0 gives the loss alone
         schedule: Callable[[int], float] | None = None,  # epoch -> fraction, or ThresholdSchedule
         fraction: float = 0.4,  # share of the batch to expand when there is no schedule, in [0, 1]
-        encoder_grad: bool = True,  # False: only the proxies learn from the second term
+        encoder_grad: bool | None = None,  # True: the encoder learns from the second term too
         generator: torch.Generator | None = None,  # of the random frames
         *,
         place: str | None = None,  # one of PLACES; None: the loss says so, or the table does
@@ -118,6 +118,8 @@ class SEELoss(nn.Module):
         self.epoch, self.n_expanded = None, 0  # sources expanded so far
         self._steps = self._longest = 0  # of this epoch, of the longest one before
         self.place = place_of(unwrapped(loss), place)
+        if encoder_grad is None:
+            self.encoder_grad = not self._learns_itself()
         self._check_loss()
 
     @classmethod
@@ -130,6 +132,12 @@ class SEELoss(nn.Module):
         "The authors' setting: only proxies learn, the share rises from 0 to 0.4, K 8, lambda 0.2."
         schedule = ExpansionSchedule(epochs)
         return cls(loss, 8, 0.2, schedule, encoder_grad=False, generator=generator)
+
+    def _learns_itself(self) -> bool:
+        "Whether the loss has proxies that can learn from the synthetics, without the encoder."
+        learning = [*self.loss.parameters(), *self.parameters(recurse=False)]
+        has_proxies = self.place == "own" and any(p.requires_grad for p in learning)
+        return has_proxies and self.proxy_grad
 
     def _check_loss(self) -> None:
         "The loss has centres, somebody learns, and K fits; or a SeeError."

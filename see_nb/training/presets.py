@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['PRESETS', 'SIZES', 'recipe_source', 'preset', 'photo_recipe']
 
-# %% ../../nbs/training/03_presets.ipynb #c02
+# %% ../../nbs/training/03_presets.ipynb #c03
 from dataclasses import fields, replace
 
 from ..errors import SeeError, near, one_of
 from .recipes import Recipe
 
-# %% ../../nbs/training/03_presets.ipynb #c05
+# %% ../../nbs/training/03_presets.ipynb #c06
 _RESNET = {"batch_norms": "eval", "schedule": "step", "smallest_crop": 0.08}
 _BACKBONES = {  # name -> sizes of the embedding, rate on small and on large sets, fields
     "resnet50": ((128, 512), (1e-4, 6e-4), _RESNET),
@@ -51,7 +51,6 @@ def _published(dataset: str, backbone: str, embedding_size: int) -> Recipe:
         weight_decay=1e-4 if large else 1e-2,
         adam_eps=1e-4,
         precision="bf16",
-        encoder_grad=False,
         validation=0,
         **options,
     )
@@ -72,7 +71,7 @@ def recipe_source(
     own = (recipe.backbone, recipe.embedding_size) == ("deit_small", 128)
     return "SEE authors' scripts" if own else "nearest published: HIER"
 
-# %% ../../nbs/training/03_presets.ipynb #c08
+# %% ../../nbs/training/03_presets.ipynb #c09
 def preset(
     name: str,  # one of PRESETS
     **changes,  # fields of Recipe to set otherwise
@@ -89,7 +88,7 @@ def preset(
         changes["learning_rate"] = recipe.learning_rate * changes["batch_size"] / recipe.batch_size
     return replace(recipe, **changes)
 
-# %% ../../nbs/training/03_presets.ipynb #c21
+# %% ../../nbs/training/03_presets.ipynb #c22
 SIZES = ("small", "medium", "large")
 _OWN = {
     "small": {"backbone": "conv4", "image_size": 64, "epochs": 40},

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, fields
 from numbers import Integral, Real
 
 from ..errors import SeeError, near, one_of
-from ..method.registry import EXPANSIONS, LOSSES
+from ..method.registry import EXPANSIONS, LOSSES, ONE, SEVERAL
 
 # %% ../../nbs/training/02_recipes.ipynb #c06
 SCHEDULES = ("one_cycle", "constant", "step", "cosine")
@@ -79,8 +79,8 @@ class Recipe:
     fraction: float = 0.4
     # least cosine to the centre at the end; the threshold falls from 1
     threshold: float = 0.0
-    # the encoder learns from the synthetics too; else proxies only
-    encoder_grad: bool = True
+    # the encoder learns from the synthetics too; else proxies only. None: where nothing else can
+    encoder_grad: bool | None = None
     # the proxies learn from the synthetics too; else the encoder only
     proxy_grad: bool = True
     # see, or another augmentation: repeat, random, mixup, none, ...
@@ -130,13 +130,22 @@ class Recipe:
         _check_together(self)
 
     @property
+    def encoder_learns(self) -> bool:
+        "`encoder_grad`, or what it is without a choice; True for a loss alone."
+        if self.encoder_grad is not None:
+            return self.encoder_grad
+        has_proxies = LOSSES[self.loss].kind in (ONE, SEVERAL)
+        return not (self.see and has_proxies and self.proxy_grad)
+
+    @property
     def setting(self) -> str:
         "`as published`, `with the encoder`, or empty for a loss alone and for anything else."
         if not (self.see and self.expansion == "see" and self.proxy_grad):
             return ""
-        if self.encoder_grad:
+        if self.encoder_learns:
             return "with the encoder"
-        return "as published" if AS_PUBLISHED.items() <= asdict(self).items() else ""
+        fields_now = asdict(self) | {"encoder_grad": False}
+        return "as published" if AS_PUBLISHED.items() <= fields_now.items() else ""
 
     @property
     def method(self) -> str:
@@ -148,8 +157,8 @@ class Recipe:
         label += f" + {EXPANSIONS[self.expansion].label}"
         if self.setting == "as published":
             return f"{label}, as published"
-        learners = {(False, True): ", proxies only", (True, False): ", encoder only"}
-        return label + learners.get((self.encoder_grad, self.proxy_grad), "")
+        learners = "with the encoder" if self.proxy_grad else "encoder only"
+        return f"{label}, {learners if self.encoder_learns else 'proxies only'}"
 
     @property
     def changes(self) -> dict:
@@ -160,7 +169,10 @@ class Recipe:
     @property
     def fingerprint(self) -> str:
         "Twelve characters that change when a field does; a new field at its default keeps them."
-        text = json.dumps(["v3", self.changes], sort_keys=True)
+        changes = {k: v for k, v in self.changes.items() if k != "encoder_grad"}
+        if not self.encoder_learns:
+            changes["encoder_grad"] = False
+        text = json.dumps(["v3", changes], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 # %% ../../nbs/training/02_recipes.ipynb #c09
@@ -220,6 +232,8 @@ CHOICES = {
 def _typed(name: str, value, kind: type):
     "The value as the field's own type; a SeeError for a value of another one."
     number = isinstance(value, Real) and not isinstance(value, bool)
+    if kind is type(None) and (value is None or isinstance(value, bool)):
+        return value
     if kind is float and number and not math.isnan(value):
         return float(value)
     if kind is int and number and isinstance(value, Integral):
@@ -227,7 +241,7 @@ def _typed(name: str, value, kind: type):
     if kind in (bool, str) and isinstance(value, kind):
         return value
     expected = {float: "a number", int: "a whole number", bool: "True or False", str: "a text"}
-    raise SeeError(f"{name}: expected {expected[kind]}, got {value!r}.")
+    raise SeeError(f"{name}: expected {expected.get(kind, 'True, False or None')}, got {value!r}.")
 
 
 def _check_fields(recipe: Recipe) -> None:
@@ -260,7 +274,7 @@ def _check_together(recipe: Recipe) -> None:
             f"{r.n_expansion + 1} (K + 1), got {r.embedding_size}. Raise it, or {fewer}train "
             "without SEE."
         )
-    if r.see and not (r.encoder_grad or r.proxy_grad):
+    if r.see and not (r.encoder_learns or r.proxy_grad):
         raise SeeError(
             "encoder_grad, proxy_grad: expected at least one of them, got neither. "
             "Nobody would learn from the synthetics; use see=False (--no-see) instead."

@@ -14,6 +14,7 @@ import platform
 import subprocess
 import warnings
 from collections.abc import Iterator
+from dataclasses import fields
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -22,6 +23,7 @@ import torch
 
 from ..errors import SeeError
 from ..files import cannot_write, expanded, locked, make_folder
+from .recipes import Recipe, recipe_of
 
 # %% ../../nbs/training/07_results.ipynb #c06
 def row_line(
@@ -149,10 +151,18 @@ def read_rows(
                     f"{path}, line {number}: not a whole row; it is left out.", stacklevel=2
                 )
             else:
-                rows.append(_OLD | row if "see" in row else row)
+                rows.append(_OLD | row | _labels(row) if "see" in row else row)
     return pd.DataFrame(rows)
 
-# %% ../../nbs/training/07_results.ipynb #c17
+
+def _labels(row: dict) -> dict[str, str]:
+    "Method and setting as they are called now; none for a row without the whole recipe."
+    if not {field.name for field in fields(Recipe)} <= row.keys():
+        return {}
+    recipe = recipe_of(row)
+    return {"method": recipe.method, "setting": recipe.setting}
+
+# %% ../../nbs/training/07_results.ipynb #c19
 def report_rows(
     name: str,  # of a file of rows, or a pattern for several
     committed: str | Path = "results",  # folder of the rows that come with the repository
@@ -186,7 +196,7 @@ def provenance(
     )
     return found.reset_index()[[*by, "runs", "seeds", "hours", *where]]
 
-# %% ../../nbs/training/07_results.ipynb #c20
+# %% ../../nbs/training/07_results.ipynb #c22
 _CIRCUMSTANCES = {
     *("run", "experiment", "finished", "seconds", "images_per_second"),
     *("hardware", "threads", "processes", "versions", "commit"),
@@ -201,7 +211,7 @@ def different_fields(
     both = [name for name in one if name in other and name not in _CIRCUMSTANCES]
     return [name for name in both if one[name] != other[name]]
 
-# %% ../../nbs/training/07_results.ipynb #c23
+# %% ../../nbs/training/07_results.ipynb #c25
 def machine() -> dict:
     "Hardware, versions and commit of a row."
     packages = {}

@@ -535,6 +535,7 @@ def _about(training: Training, experiment: str) -> dict:
     images = recipe.epochs * len(t.batches) * recipe.batch_size
     return {
         **asdict(recipe),
+        "encoder_grad": recipe.encoder_learns,
         "method": recipe.method,
         "setting": recipe.setting,
         "frames": "independent",
