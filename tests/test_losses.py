@@ -308,7 +308,8 @@ def test_without_proxies_somebody_must_learn(name):
 def test_learning_happens(name):
     "Free embeddings and proxies: the loss falls, and neighbours become classmates."
     loss, x, labels = toy(name, spread=2.0)
-    free, see = nn.Parameter(x.detach().clone()), SEELoss(loss, 4, generator=seeded())
+    free = nn.Parameter(x.detach().clone())
+    see = SEELoss(loss, 4, encoder_grad=True, generator=seeded())
     optimizer, history = torch.optim.Adam([free, *see.parameters()], lr=0.05), []
 
     def recall():
