@@ -149,7 +149,7 @@ PLAN = {
         ("alone", "SEE, with the encoder"),
         _BIRDS,
         losses=("multi_similarity", "xbm", "triplet_semihard", "hyp"),
-        seeds=5,
+        seeds=3,
     ),
     "choices": Part(
         "What do K, the weight and the curriculum change?",
@@ -158,13 +158,10 @@ PLAN = {
         seeds=5,
         changes=(
             {"n_expansion": 1},
-            {"n_expansion": 2},
             {"n_expansion": 32},
-            {"weight": 0.05},
             {"weight": 1.0},
             {"curriculum": "constant"},
             {"curriculum": "constant", "fraction": 1.0},
-            {"curriculum": "threshold"},
         ),
     ),
     "references": Part(
