@@ -213,7 +213,8 @@ def in_words(
         ]
         largest = group.difference.loc[group.difference.abs().idxmax()]
         said.append(
-            f"- {claim}: {', '.join(verdicts)}; largest difference {round(largest, 2) + 0:+.2f} points."
+            f"- {claim}: {', '.join(verdicts)}; "
+            f"largest difference {round(largest, 2) + 0:+.2f} points."
         )
     return "\n".join(said)
 
