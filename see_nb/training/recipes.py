@@ -336,6 +336,8 @@ def recipe_from(
 def _plain(value, kind: type):
     "A cell of a table as a value of Python."
     value = value.item() if hasattr(value, "item") else value
+    if kind is type(None) and value != value:  # how a table holds None
+        return None
     whole = kind is int and isinstance(value, float) and value.is_integer()
     return int(value) if whole and abs(value) < 2**53 else value
 
