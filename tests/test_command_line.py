@@ -170,7 +170,7 @@ def test_your_own_photos_from_check_to_evaluation(see_nb_command, album, tmp_pat
              "--epochs", 2, "--batch-size", 8, "--validation", 0)  # fmt: skip
     done = see_nb_command(*train)
     assert done.returncode == 0, done.stderr
-    assert "Proxy-Anchor + SEE on folder" in done.stdout and "img/s" in done.stderr
+    assert "Proxy-Anchor + SEE, as published on folder" in done.stdout and "img/s" in done.stderr
     metrics = [line.split() for line in done.stdout.splitlines() if line.endswith("%")]
     done = see_nb_command(
         "evaluate", "--checkpoint", tmp_path / "run" / "checkpoint.pt", "--root", album
