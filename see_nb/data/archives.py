@@ -80,6 +80,11 @@ def extract_zip(archive: Path, folder: Path, budget: Budget) -> None:
 
 def extract_tar(archive: Path, folder: Path, budget: Budget) -> None:
     "Unpack a tar file, compressed or not, and count on the way."
+    if not hasattr(tarfile, "data_filter"):
+        raise SeeError(
+            f"{archive}: this Python cannot unpack it safely. Use Python 3.10.12, 3.11.4, 3.12 or "
+            "later, or unpack it yourself."
+        )
 
     def checked(member: tarfile.TarInfo, destination: str) -> tarfile.TarInfo:
         refuse_member(archive, member.name)
@@ -92,6 +97,7 @@ def extract_tar(archive: Path, folder: Path, budget: Budget) -> None:
 # %% ../../nbs/data/01_archives.ipynb #c09
 DAMAGE = (RuntimeError, EOFError, zlib.error, tarfile.TarError, zipfile.BadZipFile)
 DAMAGE += (NotImplementedError, UnicodeDecodeError)  # a compression or a name that is not known
+_FILTER_ERROR = getattr(tarfile, "FilterError", ())  # older Pythons have no filters
 
 
 def extract(
@@ -104,7 +110,7 @@ def extract(
     unpack = extract_zip if archive.suffix.lower() == ".zip" else extract_tar
     try:
         unpack(archive, folder, Budget(archive, folder, limit))
-    except tarfile.FilterError as error:
+    except _FILTER_ERROR as error:
         raise SeeError(
             f"{archive}: expected files inside one folder, got one that is not: {error}. Do not "
             "use it; get the official archive."
