@@ -260,8 +260,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                                                                       'see_nb/experiments/evidence.py'),
                                              'see_nb.experiments.evidence.differences': ( 'experiments/evidence.html#differences',
                                                                                           'see_nb/experiments/evidence.py'),
-                                             'see_nb.experiments.evidence.evidence_rows': ( 'experiments/evidence.html#evidence_rows',
-                                                                                            'see_nb/experiments/evidence.py'),
                                              'see_nb.experiments.evidence.in_words': ( 'experiments/evidence.html#in_words',
                                                                                        'see_nb/experiments/evidence.py'),
                                              'see_nb.experiments.evidence.labelled': ( 'experiments/evidence.html#labelled',

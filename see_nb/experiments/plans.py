@@ -47,8 +47,8 @@ SETTINGS = {  # label -> what it changes in a recipe
     "one frame a batch": {"encoder_grad": False, "expansion": "one_frame"},
     "random directions": {"encoder_grad": False, "expansion": "random"},
     "repeated source": {"encoder_grad": False, "expansion": "repeat"},
-    "DAML": {"encoder_grad": True, "expansion": "daml", **EXPANSIONS["daml"].recipe},
-    "HDML": {"encoder_grad": True, "expansion": "hdml", **EXPANSIONS["hdml"].recipe},
+    "DAML": {"expansion": "daml", **EXPANSIONS["daml"].recipe},
+    "HDML": {"expansion": "hdml", **EXPANSIONS["hdml"].recipe},
 }
 CONTROLS = ("closed form", "one frame a batch", "random directions", "repeated source")
 
