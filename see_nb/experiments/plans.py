@@ -149,13 +149,10 @@ PLAN = {
         ("alone", "SEE, with the encoder"),
         _BIRDS,
         losses=("multi_similarity", "xbm", "triplet_semihard", "hyp"),
-        seeds=3,
     ),
     "choices": Part(
         "What do K, the weight and the curriculum change?",
         _SEE[:2],
-        _BIRDS,
-        seeds=5,
         changes=(
             {"n_expansion": 1},
             {"n_expansion": 32},
@@ -191,14 +188,13 @@ PLAN = {
         _SEE,
         OMNIGLOT,
         sizes=(16,),
-        seeds=5,
         rates=((3e-3, 1e-2), (10.0, 100.0)),
     ),
     "whole": Part(
         "Does it help when the whole network learns?",
         _SEE,
         WHOLE,
-        seeds=3,
+        seeds=8,
         rates=((1e-4, 3e-4), (100.0,)),
     ),
 }

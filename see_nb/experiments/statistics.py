@@ -7,6 +7,7 @@ __all__ = ['summarise', 'paired_difference', 'paired_test', 'holm', 'smallest_ef
            'comparison_table']
 
 # %% ../../nbs/experiments/01_statistics.ipynb #c02
+import numpy as np
 import pandas as pd
 from scipy import optimize, stats
 
@@ -67,7 +68,8 @@ def smallest_effect(
     limit = stats.t.ppf(0.975, n - 1)
 
     def missing(effect: float) -> float:
-        return 1 - stats.nct.cdf(limit, n - 1, effect * n**0.5) - power
+        below = stats.nct.cdf(limit, n - 1, effect * n**0.5)
+        return 1 - np.nan_to_num(below) - power  # scipy: NaN where it is 0, far from the limit
 
     return sd * optimize.brentq(missing, 0, 40)
 
