@@ -15,8 +15,15 @@ import nbformat
 import pytest
 from execnb.nbio import read_nb, write_nb
 from execnb.shell import CaptureShell
+from hypothesis import HealthCheck, settings
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two workers share the cores
+
+# the same examples each time; pytest --hypothesis-profile=search draws new ones
+patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("same", patient, derandomize=True)
+settings.register_profile("search", patient, print_blob=True)
+settings.load_profile("same")
 
 ROOT = Path(__file__).resolve().parents[1]
 

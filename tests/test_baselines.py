@@ -419,7 +419,7 @@ def test_labels_as_names_of_classes_do_not_matter():
             ), name
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.floats(0.01, 2), st.floats(0.1, 2), st.integers(0, 1000))
 def test_poincare_distance_is_a_distance(curvature, reach, seed):
     radius = reach / curvature**0.5

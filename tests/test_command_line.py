@@ -276,7 +276,7 @@ def command_lines(draw):
     return [*line, "--show"] if command == "train" else line  # to check is enough, do not train
 
 
-@settings(deadline=None, max_examples=100, suppress_health_check=list(HealthCheck))
+@settings(max_examples=100, suppress_health_check=list(HealthCheck))
 @given(command_lines())
 def test_any_command_line_is_done_or_answered_in_one_line(see_nb_command, tmp_path_factory, line):
     done = see_nb_command(*line, cwd=tmp_path_factory.getbasetemp())

@@ -30,7 +30,7 @@ def problems(draw, dtype=torch.float64):
     return F.normalize(z + 10 * closeness**3 * w, dim=-1), w, k
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(problems())
 def test_invariants_hold_for_both_implementations(problem):
     z, w, k = problem
@@ -38,7 +38,7 @@ def test_invariants_hold_for_both_implementations(problem):
         assert max(expansion_errors(z, w, function(z, w, k)).values()) < 1e-9
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(problems(dtype=torch.float32))
 def test_invariants_hold_in_single_precision(problem):
     z, w, k = problem
@@ -108,7 +108,7 @@ def test_the_frames_of_two_sources_are_independent():
     assert correlation.abs().max() < 4.5 / 10_000**0.5, correlation.abs().max()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(problems())
 def test_reverse_forward_and_second_derivatives_agree(problem):
     z, w, k = problem
@@ -161,7 +161,7 @@ def test_wrong_input_is_named():
             call()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(problems())
 def test_the_gradient_is_the_one_with_directions_held(problem):
     z, w, k = problem
@@ -178,7 +178,7 @@ def test_the_gradient_is_the_one_with_directions_held(problem):
     assert (torch.autograd.grad(x, z, g)[0] - expected).abs().max() < 1e-7 * scale
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(problems())
 def test_controls_stay_on_the_cone(problem):
     z, w, k = problem
@@ -218,7 +218,7 @@ def test_no_unit_vectors_are_further_apart_than_the_centers():
         assert cosines.min() >= best - 1e-6
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(2, 30), st.integers(0, 1000), st.floats(0.0, 1.0), st.booleans())
 def test_the_second_term_is_the_loss_of_the_synthetics(batch, seed, fraction, encoder_grad):
     "The lean way equals a plain second call of the library's loss, in value and in both gradients."

@@ -26,8 +26,6 @@ from see_nb.errors import SeeError
 
 quick = settings(
     max_examples=50,
-    deadline=None,
-    derandomize=True,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
 

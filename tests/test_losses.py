@@ -890,7 +890,7 @@ def test_double_precision_stays(name):
     assert see(x.double(), labels).dtype == torch.float64
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(batches(), st.sampled_from(sorted(set(POINT_FUNCTIONS) - {"none"})), st.integers(0, 1000))
 def test_augmentations_give_unit_rows_labels_and_gradients(problem, name, seed):
     batch, k = problem

@@ -32,7 +32,7 @@ def one_line(error: SeeError) -> bool:
     return "\n" not in str(error) and len(str(error)) > 20
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.dictionaries(st.sampled_from([f.name for f in fields(Recipe)]), ANYTHING, max_size=4))
 def test_any_fields_are_taken_or_refused_in_one_line(changes):
     try:

@@ -29,7 +29,7 @@ def test_eight_writers_lose_no_row(tmp_path):
     assert read_rows(path).run.nunique() == len(read_rows(path)) == 40
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.one_of(st.binary(max_size=40), st.just(b'{"seed": 1}')), max_size=6))
 @example([b"\xef\xbb\xbf"])
 def test_any_bytes_are_rows_or_named(tmp_path_factory, lines):

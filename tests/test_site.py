@@ -139,6 +139,13 @@ class Browser:
         assert "exceptionDetails" not in answer, answer
         return answer["result"].get("value")
 
+    def wait(self, code: str, seconds: float = 60) -> None:
+        "Until a JavaScript expression is true."
+        deadline = time.time() + seconds
+        while not self.ask(code):
+            assert time.time() < deadline, f"not within {seconds} s: {code}"
+            time.sleep(0.05)
+
     def press(self, key: str, number: int) -> None:
         for kind in ("keyDown", "keyUp"):
             text = {"text": "\r"} if (key, kind) == ("Enter", "keyDown") else {}
@@ -228,10 +235,8 @@ def test_search_finds_the_loss_from_disk_and_from_a_server(site, browser):
         served = f"http://127.0.0.1:{server.server_port}"
         for base in (site.as_uri(), served):
             browser.open(f"{base}/search.html?q=SEELoss")
-            deadline = time.time() + 20
             found = "[...document.querySelectorAll('#search-results li a')].map(a => a.textContent)"
-            while not browser.ask(f"{found}.length") and time.time() < deadline:
-                time.sleep(0.1)
+            browser.wait(f"{found}.length")
             assert any("SEELoss" in text for text in browser.ask(found)), base
         browser.open(f"{served}/results.html")
         assert browser.errors() == []
@@ -245,19 +250,14 @@ SORTED = (
 )
 
 
-def wait_for_tables(browser) -> None:
-    deadline = time.time() + 20
-    while (
-        not browser.ask("document.querySelectorAll('table.dataTable').length")
-        and time.time() < deadline
-    ):
-        time.sleep(0.05)
+TABLES = "[...document.querySelectorAll('table.sortable')]"
+ALL_READY = f"{TABLES}.length && {TABLES}.every(table => table.matches('.dataTable'))"
 
 
 def test_tables_sort_by_the_first_number_of_a_cell(site, browser):
     browser.width(1280)
     browser.open((site / "experiments" / "toy_report.html").as_uri())
-    wait_for_tables(browser)
+    browser.wait(ALL_READY)
     for column, ascending in {1: "cbad", 2: "dbca", 3: "badc", 0: "abcd"}.items():
         head = SORTED.format(table=0, column=column)
         for state, expected in (("ascending", ascending), ("descending", ascending[::-1])):
@@ -269,7 +269,7 @@ def test_tables_sort_by_the_first_number_of_a_cell(site, browser):
 
 def test_tables_sort_by_keyboard_and_with_cells_over_several_rows(site, browser):
     browser.open((site / "experiments" / "toy_report.html").as_uri())
-    wait_for_tables(browser)
+    browser.wait(ALL_READY)
     browser.ask(
         f"({SORTED.format(table=1, column=2)}.querySelector('[tabindex]') ?? {SORTED.format(table=1, column=2)}).focus()"
     )
