@@ -6,7 +6,7 @@
 __all__ = ['ORDER', 'CROPS', 'NETWORK', 'FRAMES', 'MIXING', 'MIXES', 'seeds_at', 'seed_network', 'ClassBatches', 'Step',
            'check_finite', 'mix_images', 'make_optimizer']
 
-# %% ../../nbs/training/04_steps.ipynb #c02
+# %% ../../nbs/training/04_steps.ipynb #c03
 from collections.abc import Callable
 
 import numpy as np
@@ -20,7 +20,7 @@ from ..errors import SeeError
 from .models import EmbeddingModel
 from .recipes import Recipe
 
-# %% ../../nbs/training/04_steps.ipynb #c05
+# %% ../../nbs/training/04_steps.ipynb #c06
 ORDER, CROPS, NETWORK, FRAMES, MIXING = range(5)  # what a number is for
 
 
@@ -39,7 +39,7 @@ def seed_network(seed: int, device: torch.device) -> None:
     else:
         torch.manual_seed(seed)
 
-# %% ../../nbs/training/04_steps.ipynb #c08
+# %% ../../nbs/training/04_steps.ipynb #c09
 class ClassBatches:
     "Batches of (image, seed), some images of each class; can start at any step of any epoch."
 
@@ -123,7 +123,7 @@ def _with_replacement(
     classes = [members[labels[image]] for image in order]
     return [images[int(len(images) * u)] for images, u in zip(classes, random.rand(len(order)))]
 
-# %% ../../nbs/training/04_steps.ipynb #c15
+# %% ../../nbs/training/04_steps.ipynb #c16
 class _Gather(torch.autograd.Function):
     "Rows of all processes in turn; gradients come back to the process that each row is from."
 
@@ -139,7 +139,7 @@ class _Gather(torch.autograd.Function):
         torch.distributed.all_reduce(gradient)
         return gradient.chunk(torch.distributed.get_world_size())[torch.distributed.get_rank()]
 
-# %% ../../nbs/training/04_steps.ipynb #c16
+# %% ../../nbs/training/04_steps.ipynb #c17
 class Step(nn.Module):
     "Images to loss, as one module, so that several processes can share its gradients."
 
@@ -178,7 +178,7 @@ class Step(nn.Module):
         features = self.encoder.features(images)
         return features, self.encoder.head(features)
 
-# %% ../../nbs/training/04_steps.ipynb #c17
+# %% ../../nbs/training/04_steps.ipynb #c18
 _CAUSES = (
     "images of the batch hold NaN or Inf. Look at the data",
     (
@@ -202,7 +202,7 @@ def check_finite(
             "The last checkpoint is as it was."
         )
 
-# %% ../../nbs/training/04_steps.ipynb #c20
+# %% ../../nbs/training/04_steps.ipynb #c21
 MIXES = {"mixup": v2.MixUp, "cutmix": v2.CutMix}
 
 
@@ -221,7 +221,7 @@ def mix_images(
     mixed, shares = MIXES[how](num_classes=len(images))(images, rows)
     return mixed, labels, labels.roll(1), shares[0, 0]
 
-# %% ../../nbs/training/04_steps.ipynb #c24
+# %% ../../nbs/training/04_steps.ipynb #c25
 def _factors(recipe: Recipe, steps: int):
     "Of the rates at a step: the schedule, and the schedule with warm-up for the backbone."
     total = recipe.epochs * steps
@@ -247,7 +247,10 @@ def make_optimizer(
 ):  # the optimizer, and the schedule, to be called at every step
     "AdamW with three groups of parameters, and their rates over time."
     backbone = [] if recipe.frozen else model.backbone.parameters()
-    parts = [backbone, model.head.parameters(), objective.parameters()]
+    made = getattr(objective, "expansion", None)  # its networks learn as the head does
+    head = [*model.head.parameters(), *(made.parameters() if isinstance(made, nn.Module) else ())]
+    own = [p for p in objective.parameters() if all(p is not q for q in head)]
+    parts = [backbone, head, own]
     rates = [recipe.learning_rate * m for m in (1, recipe.head_rate, recipe.proxy_rate)]
     groups = [
         {"params": [p for p in part if p.requires_grad], "lr": rate}
