@@ -129,6 +129,7 @@ class Part:
     sizes: tuple[int, ...] = (64,)  # D
     losses: tuple[str, ...] = ("proxy_anchor",)
     seeds: int = 10
+    first_look: int = 0  # of them, where the rest was added after a look at the results
     changes: tuple[dict, ...] = ({},)  # further fields of the runs with SEE, one run each
     rates: tuple[tuple[float, ...], ...] = ()  # where the search begins, if not as usual
 
@@ -149,10 +150,12 @@ PLAN = {
         ("alone", "SEE, with the encoder"),
         _BIRDS,
         losses=("multi_similarity", "xbm", "triplet_semihard", "hyp"),
+        first_look=3,
     ),
     "choices": Part(
         "What do K, the weight and the curriculum change?",
         _SEE[:2],
+        first_look=5,
         changes=(
             {"n_expansion": 1},
             {"n_expansion": 32},
@@ -188,6 +191,7 @@ PLAN = {
         _SEE,
         OMNIGLOT,
         sizes=(16,),
+        first_look=5,
         rates=((3e-3, 1e-2), (10.0, 100.0)),
     ),
     "whole": Part(
@@ -195,6 +199,7 @@ PLAN = {
         _SEE,
         WHOLE,
         seeds=8,
+        first_look=3,
         rates=((1e-4, 3e-4), (100.0,)),
     ),
 }

@@ -14,7 +14,7 @@ import re
 import shutil
 import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import nbformat
@@ -230,6 +230,11 @@ def _picture(readme: nbformat.NotebookNode | None) -> bytes | None:
     return base64.b64decode(pictures[0]) if pictures else None
 
 
+def _reports(names: Iterable[str]) -> list[str]:
+    "The notebooks whose tables and figures are results."
+    return [name for name in names if re.search(r"^experiments/\w+_report$", name)]
+
+
 def landing_page(
     notebooks: dict[str, nbformat.NotebookNode],  # of `read_notebooks`, README renamed
     reference: Sequence[str],  # names of the pages of the reference
@@ -240,7 +245,7 @@ def landing_page(
     start = [n for n in ("see_in_half_an_hour", "glossary", "readme") if n in notebooks]
     tools = [name for name in notebooks if "/" not in name and name not in start]
     claim = title_and_claim(notebooks["readme"])[1] if "readme" in notebooks else ""
-    reports = [name for name in notebooks if name.endswith("_report")]
+    reports = _reports(notebooks)
     pages = ["reference/command_line", *(f"reference/{name}" for name in reference)]
     doors = {
         "understand": _links(
@@ -428,7 +433,7 @@ def build_site(
     for name, notebook in shown.items():
         if not title_and_claim(notebook)[0]:
             notebook.cells.insert(0, new_markdown_cell(f"# {Path(name).name}"))
-    reports = [name for name in shown if name.endswith("_report")]
+    reports = _reports(shown)
     reports.sort(key=lambda name: (name not in fresh, not name.endswith("evidence_report")))
     for name in reports:
         add_targets(shown[name], Path(name).name)
