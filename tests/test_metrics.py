@@ -45,6 +45,10 @@ WRONG = {
         "gallery: expected the query's embedding size 5, got 6",
     ),
     "gallery empty": (lambda x, y: recall_at_k(x, y, x[:0], y[:0]), "gallery: expected at least"),
+    "gallery empty, MAP": (
+        lambda x, y: mean_average_precision_at_r(x, y, x[:0], y[:0]),
+        "gallery: expected at least one embedding, got none",
+    ),
     "long": (lambda x, y: recall_at_k(3 * x, y), "row . has length 3"),
     "not a number": (lambda x, y: recall_at_k(x / 0 * 0, y), "training has diverged"),
     "k of nearest": (lambda x, y: list(nearest(x, k=0)), "k: expected at least 1 neighbour"),

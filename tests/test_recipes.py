@@ -8,12 +8,14 @@ from dataclasses import asdict, fields, replace
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from see_nb.errors import SeeError
 from see_nb.method.curriculum import ExpansionSchedule
-from see_nb.method.registry import LOSSES
+from see_nb.method.registry import LOSSES, build_loss
+from see_nb.method.see_loss import SEELoss
 from see_nb.training.presets import PRESETS, photo_recipe, preset
 from see_nb.training.recipes import CHOICES, LIMITS, Recipe, recipe_from, recipe_of
 
@@ -82,6 +84,10 @@ def test_any_fields_are_taken_or_refused_in_one_line(changes):
         ({"epochs": 1}, "nothing would be expanded in 1 epoch with curriculum 'rising'"),
         ({"fraction": 0}, "nothing would be expanded in 15 epochs"),
         ({"epochs": 1, "curriculum": "threshold"}, "nothing would be expanded"),
+        (
+            {"weight": 0},
+            "nothing would be expanded at weight 0. Use a weight above 0, or see=False",
+        ),
     ],
 )
 def test_what_is_wrong_is_named(changes, message):
@@ -90,11 +96,24 @@ def test_what_is_wrong_is_named(changes, message):
 
 
 def test_a_run_that_expands_something_is_taken():
-    for changes in ({"see": False}, {"weight": 0}, {"curriculum": "constant"}):
+    for changes in ({"see": False}, {"curriculum": "constant"}):
         assert Recipe(epochs=1, **changes).epochs == 1
+    assert Recipe(see=False, weight=0).weight == 0
     for epochs in range(2, 300, 7):  # as the schedule itself says
         share = max(ExpansionSchedule(epochs)(e) for e in range(epochs))
         assert round(share * 64) > 0 and Recipe(epochs=epochs)
+
+
+@pytest.mark.parametrize("name", sorted(set(LOSSES) - {"log_ratio"}))  # SEE has no place there
+def test_one_image_of_each_class_is_refused_where_it_is_never_expanded(name):
+    see = SEELoss(build_loss(name, 8, 16, 4), n_expansion=4)
+    see.expand_batch(torch.nn.functional.normalize(torch.randn(8, 16)), torch.arange(8))
+    assert Recipe(loss=name, samples_per_class=2)
+    if see.n_expanded:
+        assert Recipe(loss=name, samples_per_class=1)
+    else:
+        with pytest.raises(SeeError, match="around one image of each class .*samples_per_class=2"):
+            Recipe(loss=name, samples_per_class=1)
 
 
 def test_one_value_has_one_form_and_one_fingerprint():

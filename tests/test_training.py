@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from dataclasses import replace
 from unittest.mock import patch
 
@@ -78,10 +79,19 @@ def around(name, **changes):
     return replace(SMALL, loss=name, samples_per_class=each, batch_size=each * 4, **changes)
 
 
+def test_a_threshold_that_nothing_reached_is_told(tiny):
+    recipe = replace(SMALL, curriculum="threshold", threshold=0.9999)
+    with pytest.warns(UserWarning, match=r"no source was expanded, .* threshold \(0.9999; --thre"):
+        assert train(recipe, progress=False).row["n_expanded"] == 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert train(replace(recipe, threshold=-1.0), progress=False).row["n_expanded"] > 0
+
+
 def test_methods_of_one_seed_share_their_start_and_batches(tiny):
     plain, zero = (
         train(replace(SMALL, see=False, n_expansion=8), progress=False),
-        train(replace(SMALL, weight=0.0), progress=False),
+        train(replace(SMALL, expansion="none"), progress=False),
     )
     assert plain.metrics == zero.metrics
     assert all(

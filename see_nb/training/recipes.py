@@ -296,22 +296,29 @@ def _check_together(recipe: Recipe) -> None:
             "image_mix: expected none with a frozen backbone, whose features are made before "
             f"training, got {r.image_mix!r}."
         )
-    if r.see and r.weight and not _expands(r):
+    if r.see and (reason := _nothing_expanded(r)):
         raise SeeError(
-            f"see: nothing would be expanded in {r.epochs} epoch{'s' if r.epochs > 1 else ''} with "
-            f"curriculum {r.curriculum!r}, so this would be the loss alone under the name of SEE. "
-            "Use more epochs, curriculum='constant', or see=False (--no-see)."
+            "see: this would be the loss alone under the name of SEE, since nothing would be "
+            f"expanded {reason}, or see=False (--no-see)."
         )
 
 
-def _expands(recipe: Recipe) -> bool:
-    "Whether any source is expanded in any epoch."
-    last = min(recipe.epochs, 200)  # the share rises from 0, the threshold falls from 1
-    progress = (1 - math.cos(math.pi * min(recipe.epochs - 1, last) / last)) / 2
-    if recipe.curriculum == "threshold":
-        return recipe.epochs > 1 and recipe.threshold < 1
-    share = recipe.fraction * (1 if recipe.curriculum == "constant" else progress)
-    return round(share * recipe.batch_size) > 0
+def _nothing_expanded(recipe: Recipe) -> str:  # with the remedy; "" if something may be
+    "Why no source is expanded in any epoch. Whether one reaches a threshold, training shows."
+    r = recipe
+    if not r.weight:
+        return "at weight 0. Use a weight above 0"
+    if r.samples_per_class == 1 and LOSSES[r.loss].kind not in (ONE, SEVERAL):
+        return f"around one image of each class with loss {r.loss!r}. Use samples_per_class=2"
+    last = min(r.epochs, 200)  # the share rises from 0, the threshold falls from 1
+    progress = (1 - math.cos(math.pi * min(r.epochs - 1, last) / last)) / 2
+    share = r.fraction * (1 if r.curriculum == "constant" else progress)
+    if r.curriculum == "threshold":
+        share = r.epochs > 1 and r.threshold < 1
+    if round(share * r.batch_size):
+        return ""
+    epochs = f"in {r.epochs} epoch{'s' if r.epochs > 1 else ''}"
+    return f"{epochs} with curriculum {r.curriculum!r}. Use more epochs, curriculum='constant'"
 
 # %% ../../nbs/training/02_recipes.ipynb #c18
 def recipe_from(

@@ -13,6 +13,7 @@ import os
 import socket
 import time
 import uuid
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -674,8 +675,22 @@ def train(
                 progress=progress,
             )
         run = as_run(training, make_row(training, experiment))
+        _warn_of_the_loss_alone(run)
         run.model.eval()
         return output.finish(run, new=True)
+
+
+def _warn_of_the_loss_alone(run: Run) -> None:
+    "No recipe tells which cosines a training will reach."
+    r = run.recipe
+    if r.see and not run.row["n_expanded"]:
+        last = run.objective.schedule(r.epochs - 1)
+        warnings.warn(
+            "see: no source was expanded, so this was the loss alone under the name of SEE: no "
+            f"cosine to a centre reached the threshold, {last:.3g} in the last epoch. Lower "
+            f"threshold ({r.threshold:g}; --threshold), or train for more epochs.",
+            stacklevel=3,
+        )
 
 
 def _refuse_options(
