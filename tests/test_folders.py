@@ -11,6 +11,8 @@ from PIL import Image
 from see_nb.data.datasets import check_dataset, load_dataset
 from see_nb.data.folders import list_folder
 from see_nb.errors import SeeError
+from see_nb.training.recipes import Recipe
+from see_nb.training.splits import Splits, load_split
 
 
 def photo(path: Path, colour=(200, 60, 20), size=(24, 20)) -> None:
@@ -68,7 +70,7 @@ CSVS = {
     "": "line 1: expected the header 'path,label', got 'the end of the file'",
     "path,label\ncup/0.jpeg\n": "line 2: expected 2 values",
     "path,label\ncup/0.jpeg,\n": "line 2: expected 2 values",  # an image with no class
-    "path,label\ncup/0.jpeg,a\ncup/0.jpeg,b\n": "line 3: expected each path once",
+    "path,label\ncup/0.jpeg,a\ncup/0.jpeg,b\n": "line 3: expected each photo once",
     "path,label,split\ncup/0.jpeg,a,train\nfork/0.jpeg,b,val\n": "line 3: expected train or test as split",
     "path,label,split\ncup/0.jpeg,a,train\nfork/0.jpeg,a,test\nwok/0.jpeg,b,test\n": "got 1 classes in both parts of .*, a.",
     "path,label,split\ncup/0.jpeg,a,train\nfork/0.jpeg,b,train\n": "got no test. Add some",
@@ -158,13 +160,36 @@ def test_files_that_are_left_out_are_counted_and_named(own):
     (own / "__MACOSX" / "cup").mkdir(parents=True)
     photo(own / "__MACOSX" / "cup" / "0.jpeg")
     (own / "README").touch()
+    (own / "loose.cr3").touch()
+    (own / "tray" / "inner").mkdir(parents=True)
     expected = (
-        r"left out are files .*: 2 .txt, 1 .cr3 \(cup/new.cr3, cup/notes.txt, docs/read me.txt"
+        r"left out are files .*: 2 .cr3, 2 .txt \(loose.cr3, cup/new.cr3, cup/notes.txt, ...\); "
+        r"left out are empty folders: 1 \(tray\)"
     )
     with pytest.warns(UserWarning, match=expected):
         train = load_dataset("folder", own)
     assert len(train) == 6
-    assert "1 .cr3" in check_dataset("folder", own)
+    assert "2 .cr3" in check_dataset("folder", own) and "(tray)" in check_dataset("folder", own)
+
+
+def test_photos_that_a_list_passes_over_are_counted_and_named(own):
+    listed = ["cup/0.jpeg", "wok/0.jpeg", str(own / "fork/0.jpeg"), "fork/deep/er/1.jpeg"]
+    (own / "labels.csv").write_text(
+        "path,label\n" + "".join(f"{p},{i // 2}\n" for i, p in enumerate(listed))
+    )
+    (own / "cup" / "new.cr3").touch()
+    expected = (
+        r"labels.csv does not list 9 of 13 photos: 8 .jpeg, 1 .cr3 \(cup/deep/er/1.jpeg, .*\)"
+    )
+    with pytest.warns(UserWarning, match=expected):
+        load_dataset("folder", own)
+    assert "9 of 13 photos" in check_dataset("folder", own)
+    photos = sorted(p.relative_to(own).as_posix() for p in own.glob("[!.]*/**/*.jpeg"))
+    photos += ["wok/0.jpeg", "wok/deep/er/1.jpeg"]
+    rows = {p: f"{p},{p[0]}\n" for p in photos if "/." not in p}
+    (own / "cup" / "new.cr3").unlink()
+    (own / "labels.csv").write_text("path,label\n" + "".join(rows.values()))
+    assert len(rows) == 12 and list_folder(own).note == ""
 
 
 @pytest.mark.parametrize("link", ["round", "itself", "nowhere"])
@@ -189,7 +214,11 @@ def test_a_listed_link_to_itself_is_a_missing_photo(own):
 
 @pytest.mark.parametrize(
     "names",
-    ["train valid test", "Train test", "TRAIN VAL", "training testing", "train", "train test more"],
+    [
+        *("train valid test", "Train test", "TRAIN VAL", "training testing", "train"),
+        *("train test more", "train_set test_set", "1_train 2_test", "train unlabeled"),
+        *("train2017 val2017 more", "trainset testset"),
+    ],
 )
 def test_split_folders_are_refused_with_the_way_out(tmp_path, names):
     for name in names.split():
@@ -199,11 +228,19 @@ def test_split_folders_are_refused_with_the_way_out(tmp_path, names):
         load_dataset("folder", tmp_path)
 
 
-def test_one_class_may_be_called_train(tmp_path):
-    for name in ("train", "car", "plane"):
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["car", "plane", "train"],
+        ["freight train", "metro train", "steam train"],
+        ["005.Train_bird", "012.Test_bird", "bee", "cow", "fly"],
+    ],
+)
+def test_classes_may_have_a_word_of_splits_in_their_names(tmp_path, names):
+    for name in names:
         for k in range(2):
             photo(tmp_path / name / f"{k}.png")
-    assert sorted(set(list_folder(tmp_path).frame.label)) == ["car", "plane", "train"]
+    assert sorted(set(list_folder(tmp_path).frame.label)) == names
 
 
 def test_classes_one_level_below_are_pointed_at(tmp_path):
@@ -233,11 +270,18 @@ def test_blanks_and_accents_make_no_second_class(own):
 
 
 @pytest.mark.parametrize(
-    "path", ["./cup/0.jpeg", "cup//0.jpeg", "cup\\0.jpeg", "fork/../cup/0.jpeg"]
+    "path",
+    [
+        *("./cup/0.jpeg", "cup//0.jpeg", "cup\\0.jpeg", "fork/../cup/0.jpeg"),
+        *("{own}/cup/0.jpeg", "link/0.jpeg", "fork/link.jpeg"),
+    ],
 )
 def test_a_path_in_another_form_is_the_same_photo(own, path):
-    (own / "labels.csv").write_text(f"path,label\ncup/0.jpeg,a\n{path},b\n")
-    with pytest.raises(SeeError, match="line 3: expected each path once"):
+    (own / "link").symlink_to("cup")
+    (own / "fork" / "link.jpeg").symlink_to(own / "cup" / "0.jpeg")
+    rows = f"cup/0.jpeg,a\n{path.format(own=own)},b\n"
+    (own / "labels.csv").write_text("path,label\n" + rows)
+    with pytest.raises(SeeError, match="line 3: expected each photo once"):
         load_dataset("folder", own)
 
 
@@ -278,6 +322,32 @@ def test_a_training_keeps_its_classes_when_one_is_added(own):
     assert load_dataset("folder", own, train_classes=trained).classes == trained
 
 
+OWN = Recipe(dataset="folder", image_size=16)
+
+
+def test_a_trained_class_under_another_name_is_not_tested(own):
+    facts = load_dataset("folder", own).facts()
+    assert not set(load_split(OWN, own, trained=facts).classes) & set(facts["classes"])
+    (own / facts["classes"][0]).rename(own / "zz")
+    with pytest.raises(SeeError, match=rf"expected all .*, but not \['{facts['classes'][0]}'\]"):
+        load_split(OWN, own, trained=facts)
+
+
+def test_another_folder_is_tested_whole(own):
+    facts = {"name": "folder", "classes": ["ant", "bee"]}
+    with pytest.warns(UserWarning, match="none of the classes that trained is there, so all test"):
+        test = load_split(OWN, own, trained=facts)
+    assert test.classes == ["cup", "fork", "knife", "plate", "spoon", "wok"] and len(test) == 12
+
+
+def test_too_few_classes_for_a_validation_name_its_option(own):
+    with pytest.warns(UserWarning, match="only 3 classes"):
+        with pytest.raises(
+            SeeError, match=r"^validation: expected 0 \(--validation 0\) .* got 0.1"
+        ):
+            Splits.load(OWN, own)
+
+
 @pytest.mark.parametrize(
     "options, message",
     [
@@ -287,7 +357,9 @@ def test_a_training_keeps_its_classes_when_one_is_added(own):
         ({"seed": -1}, "seed: expected a number from 0"),
         ({"test_classes": "wok"}, "test_classes: expected a list of some.*got 'wok'"),
         ({"test_classes": []}, "test_classes: expected a list of some.*got 0 of them"),
-        ({"train_classes": ["pan"]}, "train_classes: expected a list of some.*got 0 of them"),
+        ({"train_classes": "wok"}, "train_classes: expected a list of some.*got 'wok'"),
+        ({"train_classes": []}, "train_classes: expected a list of some.*got 0 of them"),
+        ({"train_classes": ["pan"]}, "no image of the train split"),
         ({"train_classes": ["cup"], "test_classes": ["wok"]}, "got both"),
     ],
 )
@@ -303,6 +375,8 @@ def test_one_image_per_class_is_told(own, tmp_path):
         SeeError, match="2 of the 2 test classes have one image.*Recall@K would be 0"
     ):
         load_dataset("folder", tmp_path / "lone", "test")
+    with pytest.raises(SeeError, match="2 of the 2 test classes have one image"):
+        check_dataset("folder", tmp_path / "lone")
     (own / "wok" / "0.jpeg").unlink()
     with pytest.warns(UserWarning, match="1 of the 2 test classes have one image"):
         load_dataset("folder", own, "test", test_classes=["wok", "cup"])

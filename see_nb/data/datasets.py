@@ -8,7 +8,7 @@ __all__ = ['READING_VERSION', 'DRAWN', 'HOW_TO_GET', 'OPTIONS', 'refuse_labels',
            'refuse_arguments', 'open_drawn', 'open_listing', 'refuse_lone_images', 'load_dataset', 'recall_ks',
            'dataset_state', 'dataset_states', 'check_drawn', 'check_listed', 'check_dataset']
 
-# %% ../../nbs/data/09_datasets.ipynb #c02
+# %% ../../nbs/data/09_datasets.ipynb #c03
 import hashlib
 import json
 import os
@@ -36,7 +36,7 @@ from .photos import Photos, check_photos
 from ..errors import SeeError, one_of
 from ..files import expanded
 
-# %% ../../nbs/data/09_datasets.ipynb #c05
+# %% ../../nbs/data/09_datasets.ipynb #c06
 def refuse_labels(labels: Tensor, classes: Sequence[str]) -> None:
     "A SeeError unless the labels are the numbers of the classes, each at least once."
     if labels.dtype not in (torch.uint8, torch.int32, torch.int64) or labels.ndim != 1:
@@ -67,7 +67,7 @@ def refuse_images(images: Tensor | Photos, n: int) -> None:
             f"N = {n} labels, got {got}."
         )
 
-# %% ../../nbs/data/09_datasets.ipynb #c06
+# %% ../../nbs/data/09_datasets.ipynb #c07
 class RetrievalDataset:
     "Images, their labels, and the names of the classes."
 
@@ -135,25 +135,25 @@ class RetrievalDataset:
         facts = self.name, self.split, None, self.version, original
         return RetrievalDataset(self.images[keep], number[self.labels[keep]], names, *facts)
 
-# %% ../../nbs/data/09_datasets.ipynb #c09
+# %% ../../nbs/data/09_datasets.ipynb #c10
 def split_classes(
     dataset: RetrievalDataset,  # usually the training split
     fraction: float,  # share of the classes in the second part, in (0, 1)
     seed: int = 0,  # of the shuffle
+    wanted: str = "fraction: expected a share",  # for the message
 ) -> tuple[RetrievalDataset, RetrievalDataset]:  # the rest, and the share
     "Split by class, so that no class is in both parts."
     n = len(dataset.classes)
     n_second = round(fraction * n) if 0 < fraction < 1 else 0
     if not 0 < n_second < n:
         raise SeeError(
-            f"fraction: expected a share that leaves at least one of the {n} classes on each side, "
-            f"got {fraction}."
+            f"{wanted} that leaves at least one of the {n} classes on each side, got {fraction}."
         )
     order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
     first, second = order[n_second:].sort().values, order[:n_second].sort().values
     return dataset.select_classes(first), dataset.select_classes(second)
 
-# %% ../../nbs/data/09_datasets.ipynb #c12
+# %% ../../nbs/data/09_datasets.ipynb #c13
 def some(names: Sequence[str]) -> str:  # "class 'a' is", "classes 'a', 'b' are"
     "The first names of a list, as the beginning of a sentence."
     text = ", ".join(map(repr, names[:3])) + (", ..." if len(names) > 3 else "")
@@ -205,7 +205,7 @@ def refuse_trained(
             "Keep the split that the model was trained with, or test on other classes."
         )
 
-# %% ../../nbs/data/09_datasets.ipynb #c15
+# %% ../../nbs/data/09_datasets.ipynb #c16
 def data_root(
     root: str | Path | None = None,  # None: the environment variable SEE_NB_DATA, else ~/.cache
 ) -> Path:
@@ -227,7 +227,7 @@ def existing_root(root: str | Path | None) -> Path:
         )
     return place
 
-# %% ../../nbs/data/09_datasets.ipynb #c18
+# %% ../../nbs/data/09_datasets.ipynb #c19
 READING_VERSION = "2"  # raise when photos are read as other pixels
 DRAWN = {"glyphs": open_glyphs, "omniglot": open_omniglot}
 HOW_TO_GET = {  # name -> how to get it
@@ -256,7 +256,7 @@ def refuse_arguments(name: str, root: str | Path | None, split: str, options: di
             f"{name!r}. Leave it out."
         )
 
-# %% ../../nbs/data/09_datasets.ipynb #c19
+# %% ../../nbs/data/09_datasets.ipynb #c20
 def open_drawn(name: str, place: Path, split: str) -> RetrievalDataset:
     "A data set of drawings."
     images, labels, classes = DRAWN[name](place, split)
@@ -294,17 +294,18 @@ def open_listing(
     return dataset
 
 
-def refuse_lone_images(dataset: RetrievalDataset) -> None:
+def refuse_lone_images(listing: Listing) -> None:
     "A SeeError for a test in which nothing can be found, a warning where some cannot."
-    n, lone = len(dataset.classes), int((dataset.labels.bincount() == 1).sum())
-    if dataset.gallery or dataset.split != "test" or not lone:
+    sizes = listing.part("test").label.value_counts()  # none where a gallery is searched
+    n, lone = len(sizes), int((sizes == 1).sum())
+    if not lone:
         return
-    text = f"{dataset.name}: {lone} of the {n} test classes have one image, which has none to find"
+    text = f"{listing.name}: {lone} of the {n} test classes have one image, which has none to find"
     if lone == n:
         raise SeeError(f"{text}. Recall@K would be 0. Add images to them.")
     warnings.warn(f"{text} and counts as a miss at every K.", stacklevel=3)
 
-# %% ../../nbs/data/09_datasets.ipynb #c20
+# %% ../../nbs/data/09_datasets.ipynb #c21
 def load_dataset(
     name: str,  # one of HOW_TO_GET
     root: str | Path | None = None,  # data root, see `data_root`; for "folder" the folder itself
@@ -323,21 +324,22 @@ def load_dataset(
     listing = list_folder(place, **options) if own else open_benchmark(name, place)
     memo = (data_root() if own else place) / "cache"
     dataset = open_listing(listing, split, memo, allow_incomplete)
-    refuse_lone_images(dataset)
+    if split == "test":
+        refuse_lone_images(listing)
     if check:
         for part in (dataset, dataset.gallery):
             if part:
                 check_photos(part.images)
     return dataset
 
-# %% ../../nbs/data/09_datasets.ipynb #c25
+# %% ../../nbs/data/09_datasets.ipynb #c26
 def recall_ks(
     name: str,  # of a data set
 ) -> tuple[int, ...]:
     "At which K the Recall@K of a data set is reported."
     return BENCHMARKS[name].ks if name in BENCHMARKS else (1, 2, 4, 8)
 
-# %% ../../nbs/data/09_datasets.ipynb #c28
+# %% ../../nbs/data/09_datasets.ipynb #c29
 def dataset_state(
     name: str, root: Path
 ) -> tuple[Path | str, str]:  # where it is looked for, and what is there
@@ -358,7 +360,7 @@ def dataset_states(
         states[name] = {"where": str(where), "state": state, "get": get}
     return states
 
-# %% ../../nbs/data/09_datasets.ipynb #c31
+# %% ../../nbs/data/09_datasets.ipynb #c32
 def check_drawn(name: str, place: Path) -> tuple[Photos, list[str]]:  # files, lines of a report
     "What is there of a data set of drawings."
     where, _ = dataset_state(name, place)
@@ -375,6 +377,7 @@ def check_listed(name: str, place: Path) -> tuple[Photos, list[str]]:  # photos,
     listing = list_folder(place) if name == "folder" else list_benchmark(name, place)
     if listing.problem():
         raise SeeError(f"{listing.problem()}. {listing.remedy}")
+    refuse_lone_images(listing)
     return listing.photos(), listing.report() + ([listing.note] if listing.note else [])
 
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['load_split', 'Splits', 'weights_file']
 
-# %% ../../nbs/training/05_splits.ipynb #c02
+# %% ../../nbs/training/05_splits.ipynb #c03
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,7 +27,7 @@ from ..errors import SeeError
 from ..retrieval.embedding import crop_features
 from .recipes import Recipe
 
-# %% ../../nbs/training/05_splits.ipynb #c05
+# %% ../../nbs/training/05_splits.ipynb #c06
 def load_split(
     recipe: Recipe,
     root: str | Path | None = None,  # data root; the folder itself for the data set "folder"
@@ -73,7 +73,7 @@ def _some_classes(dataset: RetrievalDataset, recipe: Recipe) -> RetrievalDataset
         return dataset
     return split_classes(dataset, 1 - wanted / there, recipe.seed)[0]
 
-# %% ../../nbs/training/05_splits.ipynb #c10
+# %% ../../nbs/training/05_splits.ipynb #c11
 @dataclass
 class Splits:
     "What a recipe trains, validates and tests on."
@@ -106,7 +106,8 @@ class Splits:
         splits = cls(_some_classes(whole, recipe), test_set, facts=facts)
         splits._warn_of_few_classes()
         if recipe.validation:
-            both = split_classes(splits.train_set, recipe.validation)
+            wanted = "validation: expected 0 (--validation 0) for none, or a share"
+            both = split_classes(splits.train_set, recipe.validation, wanted=wanted)
             splits.train_set, splits.validation_set = both
         return splits
 
