@@ -142,7 +142,11 @@ def make_page(shelf: Shelf):  # a gradio page
             with gr.Column(scale=3, min_width=280), gr.Row():
                 left, right = gr.HTML(min_height=1), gr.HTML(visible=False)
         fields, results = [photo, stored, one, other, only, k], [left, right]
-        for event in (button.click, photo.upload, stored.input, other.input, only.input):
+        events = [button.click, other.input, only.input]
+        for event, earlier in ((photo.upload, stored), (stored.input, photo)):
+            emptied = event(lambda: None, None, earlier, api_visibility="private", queue=False)
+            events.append(emptied.then)
+        for event in events:
             event(search, fields, results, api_visibility="private", show_progress="minimal")
         one.input(fields_of, one, [only, stored], api_visibility="private")
     return page

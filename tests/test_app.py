@@ -45,7 +45,9 @@ def folder(tmp_path_factory) -> Path:
         source = str(top / f"{name}.pt")
         known = {"name": "folder", "version": "", "image_hash": ""}
         data = {"train": known | {"classes": ["a", "b"]}, "test": known | {"classes": ["c"]}}
-        Run(recipe, model, make_objective(recipe, 2), ["a", "b"], {}, data).save(source)
+        Run(recipe, model, make_objective(recipe, 2), ["a", "b"], {"run": "small"}, data).save(
+            source
+        )
         Index.build(model, top / "photos", source=source, path=top / f"{name}.index")
     return top
 
@@ -113,6 +115,23 @@ def test_a_dropped_photo_finds_its_kind_and_two_models_stand_side_by_side(page, 
     keep(page, "compare")
     outside = [url for url in page.asked if not re.match(r"http://127\.0\.0\.1|data:|blob:", url)]
     assert not outside
+
+
+def test_the_last_photo_that_was_dropped_or_chosen_is_the_one_searched_for(page, folder):
+    drop, first = page.locator("input[type=file]").first, page.locator("figcaption").first
+    stored = page.get_by_label("or choose one of the index")
+    drop.set_input_files(next((folder / "photos" / KINDS[2]).iterdir()))
+    api.expect(first).to_contain_text(f"1. {KINDS[2]}")
+    stored.fill(KINDS[1])
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("Enter")
+    api.expect(first).to_contain_text(f"1. {KINDS[1]} 1.000")
+    drop.set_input_files(next((folder / "photos" / KINDS[0]).iterdir()))
+    api.expect(first).to_contain_text(f"1. {KINDS[0]}")
+    assert stored.input_value() == ""
+    page.get_by_role("button", name="Search").click()
+    page.wait_for_load_state("networkidle")
+    api.expect(first).to_contain_text(f"1. {KINDS[0]}")
 
 
 def test_by_keyboard_alone_a_stored_photo_is_searched_among_one_class(page):

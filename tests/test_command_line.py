@@ -86,6 +86,16 @@ def test_help_loads_no_library_and_starts_at_once(see_nb_process):
         (["reproduce", "--only"], "only: "),
         (["tran"], "command: expected one of reproduce, train,"),
         (["tran"], "Did you mean 'train'?"),
+        (
+            ["train", "--size", "smal"],
+            "size: expected one of auto, large, medium, small, got 'smal'. Did you mean 'small'?",
+        ),
+        (
+            ["index", "--photos", ".", "--kind", "hnws"],
+            "kind: expected one of exact, hnsw, ivf, got",
+        ),
+        (["reproduce", "--preset", "quik"], "preset: expected one of full, quick, got 'quik'. Did"),
+        (["datasets", "chek"], "action: expected one of check, list, got 'chek'. Did you mean"),
         (["train", "--embeding-size", "8"], "Did you mean '--embedding-size'?"),
         (["train", "--nosee"], "Did you mean '--no-see'?"),
         (["train", "--epochs", "1.5"], "--epochs: expected a whole number, got '1.5'"),
@@ -154,12 +164,26 @@ def test_a_size_chooses_the_recipe_by_the_photos(see_nb_command, album):
     assert "batch_size 18" in more.splitlines()[0]
     assert "backbone deit_small" in see_nb_command(*train, "large").stdout.splitlines()[0]
     for wrong, message in (
-        ((*train, "huge"), "--size"),
+        ((*train, "huge"), "size: expected one of auto, large, medium, small, got 'huge'"),
         ((*train, "small", "--preset", "cub200-deit_small-128"), "--size or --preset, got both"),
         (("train", "--size", "small"), "root: expected the folder of your own photos"),
     ):
         done = see_nb_command(*wrong)
         assert done.returncode == 2 and message in done.stderr, done.stderr
+
+
+@pytest.mark.parametrize(
+    "gpu, size, backbone",
+    [(False, "medium", "tf_efficientnet_lite0"), (True, "large", "deit_small")],
+)
+def test_the_machine_can_choose_the_size(see_nb_command, album, monkeypatch, gpu, size, backbone):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    done = see_nb_command("train", "--root", album, "--show", "--size", "auto")
+    assert done.returncode == 0, done.stderr
+    first = done.stdout.splitlines()[0]
+    assert first.startswith(f"Recipe of size auto, {size}: ") and f"backbone {backbone}" in first
 
 
 def test_your_own_photos_from_check_to_evaluation(see_nb_command, album, tmp_path):
@@ -171,6 +195,10 @@ def test_your_own_photos_from_check_to_evaluation(see_nb_command, album, tmp_pat
     done = see_nb_command(*train)
     assert done.returncode == 0, done.stderr
     assert "Proxy-Anchor + SEE, as published on folder" in done.stdout and "img/s" in done.stderr
+    few = [line for line in done.stderr.splitlines() if "only 6 classes train" in line]
+    assert len(few) == 1 and few[0].startswith("see-nb: warning: folder: only 6 classes train; ")
+    assert few[0].endswith("or change test_fraction (--test-fraction).")
+    assert "UserWarning" not in done.stderr
     metrics = [line.split() for line in done.stdout.splitlines() if line.endswith("%")]
     done = see_nb_command(
         "evaluate", "--checkpoint", tmp_path / "run" / "checkpoint.pt", "--root", album

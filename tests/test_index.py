@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import struct
+import sys
 import time
 import zlib
 from pathlib import Path
@@ -39,7 +40,7 @@ def save_model(path: Path, seed: int) -> Path:
     model = empty_model(recipe, 3, pretrained=False).eval()
     known = {"name": "folder", "version": "", "image_hash": ""}
     data = {"train": known | {"classes": ["a", "b"]}, "test": known | {"classes": ["c"]}}
-    Run(recipe, model, make_objective(recipe, 2), ["a", "b"], {}, data).save(path)
+    Run(recipe, model, make_objective(recipe, 2), ["a", "b"], {"run": "small"}, data).save(path)
     return path
 
 
@@ -163,12 +164,54 @@ def test_damaged_photos_are_named_and_counted(album, checkpoint, tmp_path, capsy
     lines = [line for line in said.err.splitlines() if line.startswith("left out: ")]
     assert len(lines) == 3
     assert all(any(n in line for line in lines) for n in ("cut.png", "text.jpg", "bomb.png"))
-    assert "DecompressionBomb" in said.err
+    assert "bomb.png: expected at most 89 million pixels, got more than 179 million." in said.err
     for name in ("cut.png", "text.jpg"):
         (album / "kind 0" / name).write_bytes(whole)  # repaired: a copy of a known photo
     index = Index.load(tmp_path / "my.index", open_model(checkpoint)[0])
     changes = index.add(album)
     assert (changes.embedded, changes.unchanged, len(changes.damaged)) == (0, 32, 1)
+
+
+def test_damaged_photos_that_are_searched_for_are_named(album, checkpoint, tmp_path, capsys, seen):
+    output = tmp_path / "my.index"
+    make(album, checkpoint, output)
+    capsys.readouterr()
+    queries = [album / "kind 1" / "4.png", album / "cut.png", album / "kind 2" / "5.png"]
+    queries[1].write_bytes(queries[0].read_bytes()[:300])
+    seen.clear()
+    call = ["search", "--index", str(output), *map(str, queries), "-k", "1", "--json"]
+    assert main(call) == 0
+    assert sorted(seen) == ["4.png", "5.png", "cut.png"]
+    said = capsys.readouterr()
+    rows = [json.loads(line) for line in said.out.splitlines()]
+    assert [row["path"] for row in rows] == [str(queries[0]), str(queries[2])]
+    assert said.err.startswith(f"left out: photo: {queries[1]} ") and said.err.count("\n") == 1
+    found = Index.load(output, open_model(checkpoint)[0]).search(queries, 1)
+    assert found.queries == [row["query"] for row in rows] and len(found.damaged) == 1
+
+
+def test_an_approximate_index_keeps_its_kind(album, checkpoint, tmp_path, capsys):
+    output = tmp_path / "my.index"
+    make(album, checkpoint, output)
+    before = output.read_bytes()
+    assert make(album, checkpoint, output, "--add", "--kind", "hnsw") == 2
+    assert "kind: an index keeps its kind." in capsys.readouterr().err
+    assert output.read_bytes() == before
+
+
+def test_where_embeddings_cannot_go_nothing_is_embedded(
+    album, checkpoint, tmp_path, capsys, seen, monkeypatch
+):
+    output = tmp_path / "my.index"
+    assert make(album, checkpoint, output, "--embeddings", tmp_path / "rows.xyz") == 2
+    assert "expected one of .parquet, .npy, got '.xyz'" in capsys.readouterr().err
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "pyarrow", None)  # as if it were not installed
+        assert make(album, checkpoint, output, "--embeddings", tmp_path / "rows.parquet") == 2
+    assert 'pip install "see-nb[export]"' in capsys.readouterr().err
+    assert not seen and not output.exists()
+    assert make(album, checkpoint, output, "--embeddings", tmp_path / "rows.parquet") == 0
+    assert (tmp_path / "rows.parquet").exists()
 
 
 def test_bad_input_is_one_line(album, checkpoint, tmp_path, capsys):
@@ -191,12 +234,15 @@ def test_bad_input_is_one_line(album, checkpoint, tmp_path, capsys):
         "there is no such file": ("index", "--photos", album, "--checkpoint", "/none.pt", "--output", new),
         "cannot be used": ("index", "--photos", album, "--checkpoint", photo, "--output", new),
         "has no config.json": ("index", "--photos", album, "--checkpoint", album, "--output", new),
-        "there is no folder": ("index", "--photos", "/none", "--checkpoint", checkpoint,
+        "there is no photo or folder /none": ("index", "--photos", "/none", "--checkpoint", checkpoint,
                                "--output", new),
         "expected images": ("index", "--photos", tmp_path / "empty", "--checkpoint", checkpoint,
                             "--output", new),
         "of which 1 are damaged": ("index", "--photos", tmp_path / "broken", "--checkpoint",
                                    checkpoint, "--output", new),
+        "nothere.pt: there is no such file": ("search", photo, "--index", output, "--checkpoint",
+                                              tmp_path / "nothere.pt"),
+        "there is no photo or folder nothere.jpg": ("search", "nothere.jpg", "--index", output),
         "made by model": ("search", photo, "--index", output, "--checkpoint", other),
         "cut.index is damaged, or not an index": ("search", photo, "--index",
                                                   tmp_path / "cut.index"),

@@ -140,7 +140,7 @@ def test_a_picture_too_large_or_too_thin_is_not_decoded(tmp_path, size, monkeypa
     monkeypatch.setattr("PIL.ImageFile.ImageFile.load", lambda *_: pytest.fail("it was decoded"))
     with (
         warnings.catch_warnings(),
-        pytest.raises(SeeError, match="bomb.png.*(million pixels|ratio|decompression bomb)"),
+        pytest.raises(SeeError, match="bomb.png.*(million pixels|ratio)"),
     ):
         warnings.simplefilter("ignore")  # Pillow's own, of the same thing
         read_photo(tmp_path / "bomb.png")

@@ -100,6 +100,12 @@ def read_photo(
             image = image.convert("RGB")
     except SeeError as error:
         raise SeeError(f"photo: {path}: {error}, or leave it out.") from None
+    except Image.DecompressionBombError as error:  # by Pillow, at twice its limit
+        most = Image.MAX_IMAGE_PIXELS / 1e6
+        raise SeeError(
+            f"photo: {path}: expected at most {most:.0f} million pixels, got more than "
+            f"{2 * most:.0f} million. Shrink it, or leave it out."
+        ) from error
     except Exception as error:  # Pillow raises many kinds for a damaged file
         what = " ".join(f"{type(error).__name__}: {error}".split())
         raise SeeError(f"photo: {path} cannot be read ({what}). Replace the file.") from error

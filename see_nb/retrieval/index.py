@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PHOTO_COLUMNS', 'KINDS', 'ENOUGH', 'FORMAT', 'list_photos', 'embed_files', 'Journal', 'approximate', 'Found',
-           'Changes', 'model_digest', 'Index']
+           'Changes', 'model_digest', 'Index', 'refuse_export']
 
 # %% ../../nbs/retrieval/04_index.ipynb #c03
 import base64
@@ -60,6 +60,8 @@ def list_photos(
         path = Path(photos).expanduser()
         if path.is_file():
             return {os.path.abspath(path): ""}
+        if not path.exists():
+            raise SeeError(f"photos: there is no photo or folder {path}.")
         photos = find_photos(path)
     if isinstance(photos, Photos):
         paths = [os.path.abspath(photos.folder / file) for file in photos.files]
@@ -212,6 +214,7 @@ class Found:
     similarity: np.ndarray  # cosines, nearest first, (Q, k)
     rows: np.ndarray  # numbers of photos of the index, (Q, k)
     photos: pd.DataFrame = field(repr=False)  # of the index
+    damaged: dict[str, str] = field(default_factory=dict)  # path -> why it was not searched for
 
     def __len__(self) -> int:
         return len(self.queries)
@@ -267,27 +270,44 @@ def _query_rows(
     queries: Tensor | np.ndarray | str | Path | list,  # of photos, uint8 images, or unit rows
     model: nn.Module | None,
     image_size: int,
-) -> tuple[list[str], np.ndarray]:  # names, and unit rows (Q, D)
+) -> tuple[list[str], np.ndarray, dict[str, str]]:  # names, unit rows (Q, D), damaged photos
     "What is searched for."
     if isinstance(queries, np.ndarray):
         queries = torch.from_numpy(queries)
     if isinstance(queries, Tensor) and queries.is_floating_point():
         rows = unit_rows(torch.atleast_2d(queries), "queries")
-        return [str(i) for i in range(len(rows))], rows
+        return [str(i) for i in range(len(rows))], rows, {}
     if model is None:
         raise SeeError("model: photos can be searched only with the model of the index, got None.")
-    if isinstance(queries, Tensor):
-        images = list(queries if queries.ndim == 4 else queries[None])
-        names = [str(i) for i in range(len(images))]
-    else:
-        names = [queries] if isinstance(queries, (str, Path)) else list(queries)
-        names = [path for one in names for path in list_photos(one)]
-        images = [read_photo(path) for path in names]
+    if not isinstance(queries, Tensor):
+        return _photo_rows(list(list_photos(queries)), model, image_size)
+    images = queries if queries.ndim == 4 else queries[None]
     cut = test_transform(image_size, getattr(model, "interpolation", "bicubic"))
     device = next(model.parameters()).device
     with torch.no_grad():
         rows = [model(cut(image)[None].to(device)).float().cpu() for image in images]
-    return names, torch.cat(rows).numpy()
+    return [str(i) for i in range(len(rows))], torch.cat(rows).numpy(), {}
+
+
+def _photo_rows(
+    paths: list[str], model: nn.Module, image_size: int
+) -> tuple[list[str], np.ndarray, dict[str, str]]:  # as of _query_rows
+    "Photos that are searched for, but for damaged ones."
+    names, parts, damaged = [], [], {}
+    for whole, rows, broken in embed_files(model, paths, image_size):
+        names += whole
+        parts += [rows] if whole else []
+        damaged |= broken
+    if not names:
+        raise _none_whole(len(paths), damaged)
+    return names, np.concatenate(parts), damaged
+
+
+def _none_whole(n: int, damaged: dict[str, str]) -> SeeError:
+    return SeeError(
+        f"photos: expected at least one whole photo, got {n:,} of which {len(damaged):,} are "
+        f"damaged. {next(iter(damaged.values()), '')}".rstrip()
+    )
 
 # %% ../../nbs/retrieval/04_index.ipynb #c26
 class Index:
@@ -354,13 +374,13 @@ class Index:
         "The nearest photos; a photo that is in the index finds itself first."
         if k < 1:
             raise SeeError(f"k: expected at least 1 neighbour, got {k}.")
-        names, rows = _query_rows(queries, self.model, self.image_size)
+        names, rows, damaged = _query_rows(queries, self.model, self.image_size)
         if rows.shape[1] != self.embeddings.shape[1]:
             raise SeeError(
                 f"queries: expected rows of length {self.embeddings.shape[1]}, "
                 f"got {rows.shape[1]}. They are of another model."
             )
-        return Found(names, *_nearest(self, rows, k, labels), self.photos)
+        return Found(names, *_nearest(self, rows, k, labels), self.photos, damaged)
 
     def save(self, path: str | Path) -> None:
         "One file, whole or as it was before."
@@ -454,10 +474,7 @@ def _update(
         row[0]: damaged[new[row[2]]] for row in photos if row[2] in new and row[2] not in rows
     }
     if not whole:
-        raise SeeError(
-            f"photos: expected at least one whole photo, got {len(listed):,} of which "
-            f"{len(damaged):,} are damaged. {next(iter(damaged.values()), '')}"
-        )
+        raise _none_whole(len(listed), damaged)
     dropped = len(set(index.photos.path) - {row[0] for row in whole})
     index.photos = pd.DataFrame(whole, columns=PHOTO_COLUMNS)
     index.embeddings = np.stack([rows[row[2]] for row in whole])
@@ -542,9 +559,17 @@ def _draw(found: Found):  # a matplotlib figure
     return fig
 
 
+def refuse_export(path: Path) -> None:
+    "A SeeError if embeddings cannot be written to such a file: before they are made."
+    one_of("export: ending of the file", path.suffix, (".parquet", ".npy"))
+    if path.suffix == ".parquet":
+        with needs("export", "export of .parquet"):
+            import pyarrow  # noqa: F401
+
+
 def _export(index: Index, path: Path) -> None:
     "By the ending of the name."
-    one_of("export: ending of the file", path.suffix, (".parquet", ".npy"))
+    refuse_export(path)
     table = index.photos[["path", "label", "digest"]]
     if path.suffix == ".npy":
         with replacing(path) as part:
@@ -552,7 +577,5 @@ def _export(index: Index, path: Path) -> None:
         with replacing(path.with_suffix(".csv")) as part:
             table.to_csv(part, index=False)
         return
-    with needs("export", "export of .parquet"):
-        import pyarrow  # noqa: F401
     with replacing(path) as part:
         table.assign(embedding=list(index.embeddings)).to_parquet(part, index=False)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FORMAT', 'save_checkpoint', 'read_checkpoint', 'fill']
 
-# %% ../../nbs/training/06_checkpoints.ipynb #c02
+# %% ../../nbs/training/06_checkpoints.ipynb #c03
 import zipfile
 from pathlib import Path
 
@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from ..errors import SeeError
 from ..files import cannot_write, expanded, replacing
 
-# %% ../../nbs/training/06_checkpoints.ipynb #c05
-FORMAT = 3  # of the state; raised when an older one can no longer be read
+# %% ../../nbs/training/06_checkpoints.ipynb #c06
+FORMAT = 3  # of the state; raised when one before it cannot be used
 
 
 def save_checkpoint(
@@ -42,7 +42,7 @@ def _save(state: dict, file, path: Path) -> None:
         cause = cause if isinstance(cause, OSError) else OSError("the disk did not take it")
         raise cannot_write(path, cause) from error
 
-# %% ../../nbs/training/06_checkpoints.ipynb #c07
+# %% ../../nbs/training/06_checkpoints.ipynb #c08
 _PARTS = {  # of every checkpoint -> its type
     "recipe": dict,
     "classes": list,
@@ -51,7 +51,8 @@ _PARTS = {  # of every checkpoint -> its type
     "model": dict,
     "objective": dict,
 }
-_UNDER_WAY = {  # of a training that is not finished; a finished one has its row instead
+_FINISHED = {"row": dict}
+_UNDER_WAY = {
     "optimizer": dict,
     "schedule": dict,
     "epoch": int,
@@ -108,8 +109,7 @@ def _fault(state) -> str:
         return "it was not written by `see-nb train`"
     if state["format"] != FORMAT:
         return f"its format is {state['format']!r}, and this version reads {FORMAT}"
-    finished = isinstance(state.get("row"), dict)
-    for name, kind in (_PARTS if finished else _PARTS | _UNDER_WAY).items():
+    for name, kind in (_PARTS | (_FINISHED if "row" in state else _UNDER_WAY)).items():
         if not isinstance(state.get(name), kind) or isinstance(state[name], bool):
             return f"its part {name!r} is missing or of another kind"
     names = state["classes"]
@@ -117,10 +117,10 @@ def _fault(state) -> str:
         return "its list of classes is no list of names"
     if not 1 <= state["channels"] <= 1024:
         return f"its number of channels is {state['channels']}"
-    return _data_fault(state["data"])
+    return _data_fault(state["data"], names) or _measured_fault(state.get("row", state))
 
 
-def _data_fault(data: dict) -> str:
+def _data_fault(data: dict, trained: list[str]) -> str:
     "What is wrong with the facts of the splits, if anything."
     for split in ("train", "test"):
         facts = data.get(split)
@@ -129,9 +129,28 @@ def _data_fault(data: dict) -> str:
         texts = [*facts["classes"], *(facts.get(key) for key in ("name", "version", "image_hash"))]
         if not all(isinstance(text, str) for text in texts):
             return f"what it says of the {split} split is of another kind"
+    if unknown := set(trained) - set(data["train"]["classes"]):
+        return f"its class {min(unknown)!r} is not in its train split"
     return ""
 
-# %% ../../nbs/training/06_checkpoints.ipynb #c09
+
+def _measured_fault(told: dict) -> str:
+    "What is wrong with the name of the run and with what was measured, if anything."
+    if not isinstance(told.get("run"), str):
+        return "its run has no name"
+    history, untrained = told.get("history", []), told.get("untrained", {})
+    if not isinstance(history, list) or not all(isinstance(epoch, dict) for epoch in history):
+        return "its history is no list of epochs"
+    if not isinstance(untrained, dict):
+        return "what it says of the untrained network is of another kind"
+    metrics = {k: v for k, v in told.items() if k.startswith("recall_at_") or k == "map_at_r"}
+    epochs = [epoch.get(key) for epoch in history for key in ("epoch", "loss")]
+    before = [untrained.get(name) for name in metrics] if untrained else []
+    if not all(isinstance(x, (int, float)) for x in [*metrics.values(), *epochs, *before]):
+        return "one of its measures is no number"
+    return ""
+
+# %% ../../nbs/training/06_checkpoints.ipynb #c10
 def fill(
     module: nn.Module,
     state: dict,  # name -> tensor, or whatever else the module keeps

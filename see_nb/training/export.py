@@ -198,13 +198,12 @@ def index_with_model(
 ) -> Index:
     "An index, ready to take photos."
     index = Index.load(path)
-    place = checkpoint or index.source
-    if not place or not os.path.exists(place):
+    if not checkpoint and not os.path.exists(index.source):
         raise SeeError(
-            f"checkpoint: the model of {path} is not at {place or 'any noted place'}. "
+            f"checkpoint: the model of {path} is not at {index.source or 'any noted place'}. "
             "Give it with --checkpoint."
         )
-    return index.use(open_model(place)[0])
+    return index.use(open_model(checkpoint or index.source)[0])
 
 # %% ../../nbs/training/12_export.ipynb #c19
 ONNX_TOLERANCE = 1e-4

@@ -118,7 +118,7 @@ class Splits:
                 warnings.warn(
                     f"{part.name}: only {len(part.classes)} classes {part.split}; with fewer than "
                     f"{least} the result depends on which they are. Add classes, or change "
-                    "test_fraction.",
+                    "test_fraction (--test-fraction).",
                     stacklevel=4,
                 )
 
