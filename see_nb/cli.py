@@ -282,7 +282,8 @@ class Evaluate(Command):
         tested = replace(recipe, dataset=self.dataset or recipe.dataset)
         dataset = load_split(tested, self.root, trained=trained)
         print(f"{recipe.method}, trained on {recipe.dataset}, tested on {dataset}")
-        before = {} if self.dataset else run.row.get("untrained", {})
+        as_then = dataset.classes == run.data["test"]["classes"]
+        before = run.row.get("untrained", {}) if as_then else {}
         show_metrics(evaluate(run.model, dataset, image_size=recipe.image_size), before)
 
 # %% ../nbs/cli.ipynb #c14

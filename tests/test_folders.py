@@ -335,7 +335,9 @@ def test_a_trained_class_under_another_name_is_not_tested(own):
 
 def test_another_folder_is_tested_whole(own):
     facts = {"name": "folder", "classes": ["ant", "bee"]}
-    with pytest.warns(UserWarning, match="none of the classes that trained is there, so all test"):
+    with pytest.warns(
+        UserWarning, match="none of the classes that trained is there by name, so all test"
+    ):
         test = load_split(OWN, own, trained=facts)
     assert test.classes == ["cup", "fork", "knife", "plate", "spoon", "wok"] and len(test) == 12
 

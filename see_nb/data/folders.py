@@ -338,7 +338,7 @@ def list_folder(
         )
     labels = {split: frame.label[frame.split == split] for split in ("train", "test")}
     sizes = {split: (part.nunique(), len(part)) for split, part in labels.items()}
-    alone = "" if sizes["train"][0] else "none of the classes that trained is there, so all test"
+    alone = "" if sizes["train"][0] else "none of the classes that trained is there by name, so all test"
     notes = [left, look_alikes(sorted(set(frame.label)), folder), alone]
     note = "; ".join(text for text in notes if text)
     note = f"folder in {folder}: {note}." if note else ""
