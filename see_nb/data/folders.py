@@ -145,8 +145,11 @@ def read_classes(folder: Path, found: Found) -> pd.DataFrame:  # path, label
 
 # %% ../../nbs/data/07_folders.ipynb #c11
 def real_paths(folder: Path, paths: Iterable[str]) -> list[str]:
-    "Where files are, links resolved."
-    return [os.path.realpath(os.path.join(folder, path)) for path in paths]
+    "Where files are, links resolved: those of each folder once."
+    split = [os.path.split(path) for path in paths]
+    parents = {p: os.path.realpath(os.path.join(folder, p)) for p in {p for p, _ in split}}
+    whole = [os.path.join(parents[parent], name) for parent, name in split]
+    return [os.path.realpath(path) if os.path.islink(path) else path for path in whole]
 
 
 def read_labels(path: Path) -> pd.DataFrame:  # path, label and, where given, split
@@ -338,7 +341,11 @@ def list_folder(
         )
     labels = {split: frame.label[frame.split == split] for split in ("train", "test")}
     sizes = {split: (part.nunique(), len(part)) for split, part in labels.items()}
-    alone = "" if sizes["train"][0] else "none of the classes that trained is there by name, so all test"
+    alone = (
+        ""
+        if sizes["train"][0]
+        else "none of the classes that trained is there by name, so all test"
+    )
     notes = [left, look_alikes(sorted(set(frame.label)), folder), alone]
     note = "; ".join(text for text in notes if text)
     note = f"folder in {folder}: {note}." if note else ""
