@@ -2,10 +2,14 @@
 
 import copy
 import inspect
+import itertools
+import os
+import threading
 import time
-import tracemalloc
 import warnings
+from collections import deque
 
+import psutil
 import pytest
 import torch
 import torch.nn.functional as F
@@ -25,6 +29,7 @@ from see_nb.method.adapters import (
     PLACES,
     RunningMeans,
     adapter_of,
+    aside,
     batch_means,
     class_proxies,
     find_proxies,
@@ -602,6 +607,61 @@ def test_a_memory_remembers_images_only_and_the_rest_of_the_output_is_passed_on(
     assert own.proxies.grad.isfinite().all() and own.proxies.grad.any()
 
 
+class Bank:
+    "An object of a class of one's own, with a lock as threads need it."
+
+    def __init__(self):
+        self.rows, self.lock = [], threading.Lock()
+
+
+class Awkward(Memory):
+    "A memory that holds what cannot be copied, and results with their graphs in containers."
+
+    def __init__(self):
+        super().__init__()
+        self.bank, self.file, self.numbers = Bank(), open(os.devnull), itertools.count()
+        self.generator, self.recent = (i for i in range(9)), deque(maxlen=2)
+        self.first = self.queue[:8]  # a part of the queue, in the same memory
+        self.remember = self.note  # bound to this module
+
+    def note(self, n):
+        self.bank.rows.append(n)
+
+    def forward(self, x, y):
+        value, logits = super().forward(x, y)
+        assert torch.equal(self.first, self.queue[:8])
+        self.remember(len(x))
+        self.recent.append(len(x))
+        self.last_results = {"logits": [logits, x], "value": (value,)}
+        return value, logits
+
+
+def test_a_memory_that_cannot_be_copied_whole_is_copied_as_far_as_it_can():
+    _, x, labels = toy()
+    own, alone = Awkward(), Awkward()
+    alone.load_state_dict(own.state_dict())
+    see = SEELoss(own, place="own", generator=seeded())
+    for step in range(3):
+        value, logits = see(x + step, labels)
+        assert torch.equal(logits, alone(x + step, labels)[1])
+    value.backward()
+    assert own.proxies.grad.any() and own.last_results["logits"][0] is logits
+    assert torch.equal(own.queue, alone.queue) and own.bank.rows == [24, 24, 24]
+    assert list(own.recent) == [24, 24]
+
+
+def test_aside_shares_parameters_and_what_cannot_be_copied():
+    own = Awkward()
+    own(*toy()[1:])
+    apart, constant = aside(own), aside(own, learns=False)
+    assert apart.proxies is own.proxies and not constant.proxies.requires_grad
+    shared = ("file", "generator", "logits")
+    assert all(getattr(apart, name) is getattr(own, name) for name in shared)
+    assert apart.bank.lock is own.bank.lock and apart.bank.rows is not own.bank.rows
+    held = apart.queue.untyped_storage().data_ptr(), own.queue.untyped_storage().data_ptr()
+    assert apart.first.untyped_storage().data_ptr() == held[0] != held[1]
+
+
 def test_dropout_runs_in_both_terms():
     _, x, labels = toy()
 
@@ -621,12 +681,12 @@ def test_dropout_runs_in_both_terms():
 
 def test_wrapping_many_proxies_copies_nothing_and_asks_nothing():
     big = losses.ProxyAnchorLoss(100_000, 512)
-    tracemalloc.start()
+    place, resident = big.proxies.data_ptr(), psutil.Process().memory_info().rss
     start = time.process_time()
     see = SEELoss(big, centers=lambda labels: 1 / 0)
-    seconds, (_, peak) = time.process_time() - start, tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    assert seconds < 0.1 and peak < 1e6 and see.loss is big
+    seconds, taken = time.process_time() - start, psutil.Process().memory_info().rss - resident
+    assert seconds < 0.1 and taken < 0.1 * big.proxies.nbytes
+    assert see.loss is big and see.loss.proxies.data_ptr() == place
 
 
 def test_what_is_no_scalar_is_refused():
@@ -679,6 +739,68 @@ def test_a_second_stream_is_expanded_too_or_refused():
     for refusing in (losses.ProxyAnchorLoss(C, D), losses.HistogramLoss(), memory):
         with pytest.raises(SeeError, match=r"no place for a second stream. Join them"):
             SEELoss(refusing)(x, labels, ref_emb=other, ref_labels=labels)
+
+
+@pytest.mark.parametrize(
+    "words, options",
+    [
+        ("n_expansion: expected an integer >= 1, got 2.5", {"n_expansion": 2.5}),
+        ("weight: expected a finite number of at least 0, got inf", {"weight": float("inf")}),
+        ("weight: expected a number, got 'a'", {"weight": "a"}),
+        ("fraction: expected a share of the batch in .0, 1., got nan", {"fraction": float("nan")}),
+        ("schedule: expected a function of the epoch, got 3", {"schedule": 3}),
+        ("encoder_grad: expected True, False or None, got 'no'", {"encoder_grad": "no"}),
+        ("generator: expected a torch.Generator, got 3", {"generator": 3}),
+        ("miner: expected a miner of pytorch-metric-learning, got 3", {"miner": 3}),
+        ("centers: expected a tensor or a function of labels, got list", {"centers": [1, 2]}),
+        ("centers: expected floating point", {"centers": torch.zeros(C, D, dtype=torch.long)}),
+        ("centers: expected floating point .*float32 .12,.", {"centers": torch.zeros(D)}),
+        ("the loss has 2 centers.*got 0 to 5", {"centers": torch.randn(2, D)}),
+        ("the size of the loss's centers, got .* .24, 12.", {"centers": torch.randn(C, 10)}),
+        ("centers: expected a row for each label, .24, 12., got NoneType", {"centers": print}),
+        ("centers: expected a row for each label", {"centers": lambda y: torch.randn(len(y), 5)}),
+    ],
+)
+@pytest.mark.parametrize("name", ["ProxyAnchorLoss", "ContrastiveLoss"])
+def test_wrong_options_are_told_in_one_line(name, words, options):
+    loss, x, labels = toy(name)
+    with pytest.raises(SeeError, match=words) as error:
+        SEELoss(loss, **options)(x, labels)
+    assert "\n" not in str(error.value)
+
+
+def test_a_function_is_no_loss():
+    with pytest.raises(SeeError, match="loss: expected a module"):
+        SEELoss(F.cross_entropy, place="batch")
+
+
+@pytest.mark.parametrize("name", ["ProxyAnchorLoss", "ArcFaceLoss", "ContrastiveLoss"])
+def test_labels_may_be_integers_of_any_size_and_nothing_else(name):
+    loss, x, labels = toy(name)
+    expected = SEELoss(loss, generator=seeded())(x, labels)
+    for dtype in (torch.int32, torch.int16, torch.uint8):
+        assert torch.equal(SEELoss(loss, generator=seeded())(x, labels.to(dtype)), expected)
+    for wrong in (labels.bool(), labels.float(), labels.tolist(), labels[:3], None):
+        with pytest.raises(SeeError, match="labels: expected one integer for each row"):
+            SEELoss(loss)(x, wrong)
+    for wrong in (x.detach().numpy(), x.detach().long(), x.detach()[0]):
+        with pytest.raises(SeeError, match="embeddings: expected floating point"):
+            SEELoss(loss)(wrong, labels)
+
+
+def test_a_second_stream_must_fit_the_first():
+    loss, x, labels = toy("ContrastiveLoss")
+    see = SEELoss(loss, centers=torch.randn(C, D))
+    for words, stream in (
+        ("ref_labels: expected one integer for each row of ref_emb, .24,., got NoneType", (x,)),
+        ("ref_labels: expected classes 0 to 5", (x, labels + 1)),
+        ("ref_emb: expected floating point .B, 12.", (x[:, :5], labels)),
+        ("ref_emb: expected floating point", (None, labels)),
+    ):
+        with pytest.raises(SeeError, match=words):
+            see(x, labels, None, *stream)
+    with pytest.raises(SeeError, match="ref_emb: expected the size of the embeddings"):
+        SEELoss(loss)(x, labels, None, x[:, :5], labels)
 
 
 def test_inside_the_librarys_wrappers_it_is_refused_by_name():

@@ -7,8 +7,9 @@ __all__ = ['PLACES', 'REFERENCES', 'PAIRS', 'BATCH', 'ROWS', 'COLUMNS', 'INNER',
            'over_processes', 'RunningMeans', 'Adapter', 'adapter_of', 'layers', 'unwrapped', 'place_of', 'find_proxies',
            'class_proxies', 'second_term', 'aside', 'own_miner', 'shared_processes', 'rows_of_all']
 
-# %% ../../nbs/method/05_adapters.ipynb #c02
+# %% ../../nbs/method/05_adapters.ipynb #c03
 import copy
+from collections import deque
 from dataclasses import dataclass
 
 import torch
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 from ..errors import SeeError, one_of
 from .expansion import full_precision
 
-# %% ../../nbs/method/05_adapters.ipynb #c05
+# %% ../../nbs/method/05_adapters.ipynb #c06
 def batch_means(
     embeddings: Tensor,  # unit rows, (B, D)
     labels: Tensor,  # (B,)
@@ -33,7 +34,7 @@ def batch_means(
     known = (members > 1) & (total.norm(dim=-1, keepdim=True) > 1e-6 * members)
     return F.normalize(total, dim=-1) * known
 
-# %% ../../nbs/method/05_adapters.ipynb #c12
+# %% ../../nbs/method/05_adapters.ipynb #c13
 def nearest_proxy(
     embeddings: Tensor,  # unit rows, (B, D)
     labels: Tensor,  # (B,)
@@ -46,7 +47,7 @@ def nearest_proxy(
     nearest = (own @ embeddings.detach()[:, :, None]).squeeze(2).argmax(1)
     return own[torch.arange(len(own), device=own.device), nearest]
 
-# %% ../../nbs/method/05_adapters.ipynb #c15
+# %% ../../nbs/method/05_adapters.ipynb #c16
 def over_processes(x: Tensor, reduction: str = "SUM") -> Tensor:
     "A tensor reduced over all processes, in place; itself where there is one process."
     if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
@@ -113,7 +114,7 @@ class RunningMeans(nn.Module):
                 setattr(self, name, torch.empty_like(state_dict[prefix + name], device=there))
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
-# %% ../../nbs/method/05_adapters.ipynb #c18
+# %% ../../nbs/method/05_adapters.ipynb #c19
 PLACES = {
     "own": "compares embeddings with proxies of its own: loss(synthetics, their labels)",
     "references": "compares embeddings with references: "
@@ -136,7 +137,7 @@ class Adapter:
 REFERENCES, PAIRS, BATCH = Adapter("references"), Adapter("pairs"), Adapter("batch")
 ROWS, COLUMNS, INNER = Adapter("own", "proxies"), Adapter("own", "W.T"), Adapter("inner")
 
-# %% ../../nbs/method/05_adapters.ipynb #c19
+# %% ../../nbs/method/05_adapters.ipynb #c20
 ADAPTERS = {
     losses.ProxyAnchorLoss: ROWS,
     losses.ProxyNCALoss: ROWS,
@@ -186,7 +187,7 @@ ADAPTERS = {
     ),
 }
 
-# %% ../../nbs/method/05_adapters.ipynb #c21
+# %% ../../nbs/method/05_adapters.ipynb #c22
 def adapter_of(
     loss: nn.Module,  # inside no wrapper
 ) -> Adapter:
@@ -230,7 +231,7 @@ def place_of(
         f"an attribute `see_place`. The loss that is {places}."
     )
 
-# %% ../../nbs/method/05_adapters.ipynb #c22
+# %% ../../nbs/method/05_adapters.ipynb #c23
 def find_proxies(
     loss: nn.Module,  # innermost
 ) -> Tensor | None:  # (C, k, D), not normalised, with gradient; None if it keeps none
@@ -263,7 +264,7 @@ def class_proxies(
         )
     return proxies.squeeze(1)
 
-# %% ../../nbs/method/05_adapters.ipynb #c28
+# %% ../../nbs/method/05_adapters.ipynb #c29
 def second_term(
     place: str,  # one of PLACES
     loss: nn.Module,  # innermost
@@ -299,19 +300,54 @@ def _mined(miner: nn.Module | None, *batch: Tensor) -> tuple:
     "The miner's choice as a further argument, if there is a miner."
     return () if miner is None else (miner(*batch),)
 
-# %% ../../nbs/method/05_adapters.ipynb #c34
+# %% ../../nbs/method/05_adapters.ipynb #c35
 def aside(
     loss: nn.Module,  # innermost
     learns: bool = True,  # False: its parameters are constants
 ) -> nn.Module:
     "A copy that shares the parameters: what it comes to remember of synthetics goes with it."
-    kept = {id(p): p if learns else p.detach() for p in loss.parameters()}
-    for module in loss.modules():  # what autograd has made cannot be copied
-        made = (v for v in vars(module).values() if isinstance(v, Tensor) and v.grad_fn is not None)
-        kept.update((id(v), v) for v in made)
-    return copy.deepcopy(loss, kept)
+    return _apart(loss, {id(p): p if learns else p.detach() for p in loss.parameters()})
 
-# %% ../../nbs/method/05_adapters.ipynb #c42
+
+def _apart(value: object, made: dict[int, object]) -> object:
+    "A copy in depth, like `copy.deepcopy`; but what cannot be copied, such as a lock, is shared."
+    if id(value) in made or isinstance(value, Tensor) and value.grad_fn is not None:
+        return made.get(id(value), value)
+    if isinstance(value, Tensor):
+        return copy.deepcopy(value, made)
+    if type(value) is tuple:
+        return tuple(_apart(part, made) for part in value)
+    if isinstance(value, (dict, list, deque)):
+        new = made[id(value)] = copy.copy(value)
+        for key, part in value.items() if isinstance(value, dict) else enumerate(value):
+            new[key] = _apart(part, made)
+        return new
+    if isinstance(value, nn.Module) or (new := _copied(value, made)) is None:
+        new = _remade(value, made)
+    return new
+
+
+def _copied(value: object, made: dict[int, object]) -> object:
+    "Of `copy.deepcopy`; where that fails, None, and nothing half made stays."
+    before = len(made)
+    try:
+        return copy.deepcopy(value, made)
+    except Exception:  # whatever a class raises
+        for half in list(made)[before:]:
+            del made[half]
+
+
+def _remade(value: object, made: dict[int, object]) -> object:
+    "A new object with each attribute apart; the same one if it is not made of attributes."
+    try:
+        new, attributes = object.__new__(type(value)), vars(value)
+    except TypeError:
+        return value
+    made[id(value)] = new
+    vars(new).update((name, _apart(part, made)) for name, part in attributes.items())
+    return new
+
+# %% ../../nbs/method/05_adapters.ipynb #c43
 def own_miner(loss: nn.Module) -> nn.Module | None:
     "The outermost miner that a wrapper keeps in `.miner`."
     miners = (getattr(layer, "miner", None) for layer in layers(loss))

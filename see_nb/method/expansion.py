@@ -25,8 +25,10 @@ def check_n_expansion(
     embedding_size: int,  # D
 ) -> None:
     "A SeeError unless 1 <= K <= D - 1."
-    if n_expansion < 1:
-        raise SeeError(f"n_expansion: expected at least 1, got {n_expansion}. The paper uses 8.")
+    if not isinstance(n_expansion, int) or n_expansion < 1:
+        raise SeeError(
+            f"n_expansion: expected an integer >= 1, got {n_expansion}. The paper uses 8."
+        )
     if embedding_size < n_expansion + 1:
         raise SeeError(
             f"n_expansion: {n_expansion} synthetics need an embedding size of at least "

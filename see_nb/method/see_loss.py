@@ -6,8 +6,10 @@
 __all__ = ['SEELoss']
 
 # %% ../../nbs/method/04_see_loss.ipynb #c03
+import math
 import warnings
 from collections.abc import Callable
+from numbers import Real
 
 import torch
 import torch.nn.functional as F
@@ -15,66 +17,56 @@ from pytorch_metric_learning import losses
 from torch import Tensor, nn
 
 from ..errors import SeeError
-from see_nb.method.adapters import (
-    ADAPTERS,
-    aside,
-    batch_means,
-    find_proxies,
-    layers,
-    nearest_proxy,
-    own_miner,
-    place_of,
-    rows_of_all,
-    second_term,
-    shared_processes,
-    unwrapped,
-)
+from .adapters import ADAPTERS, aside, batch_means, find_proxies, layers
+from .adapters import nearest_proxy, own_miner, place_of, rows_of_all
+from .adapters import second_term, shared_processes, unwrapped
 from .augmentations import Batch, make_synthetics
 from .closed_form import expected_proxy_anchor
-from see_nb.method.curriculum import (
-    ExpansionSchedule,
-    ThresholdSchedule,
-    select_above,
-    select_closest,
-)
+from .curriculum import ExpansionSchedule, ThresholdSchedule
+from .curriculum import select_above, select_closest
 from .expansion import check_n_expansion, full_precision
 from .proxy_anchor import is_plain, proxy_anchor
 from .registry import build_expansion
 
 # %% ../../nbs/method/04_see_loss.ipynb #c15
-def _check_batch(embeddings: Tensor, labels: Tensor, known: Tensor | None) -> None:
-    "Shapes, types and, on the CPU, the range of the labels (a look at a GPU's would make it wait)."
-    dim = embeddings.shape[-1] if known is None else known.shape[-1]
-    if embeddings.ndim != 2 or embeddings.shape[1] != dim or not embeddings.is_floating_point():
-        raise SeeError(
-            f"embeddings: expected floating point (B, {dim}), the size of the loss's proxies, got "
-            f"{embeddings.dtype} {tuple(embeddings.shape)}. Build the loss with "
-            f"embedding_size={embeddings.shape[-1]}, or fix the model."
-        )
-    if labels.shape != embeddings.shape[:1] or labels.is_floating_point():
-        raise SeeError(
-            f"labels: expected one integer for each embedding, ({len(embeddings)},), got "
-            f"{labels.dtype} {tuple(labels.shape)}."
-        )
-    if known is None or labels.device.type != "cpu" or len(labels) == 0:
-        return
-    if not 0 <= labels.min() <= labels.max() < len(known):
-        raise SeeError(
-            f"labels: expected classes 0 to {len(known) - 1} (the loss has {len(known)} proxies), "
-            f"got {labels.min().item()} to {labels.max().item()}. Build the loss with as many "
-            "classes as the training labels have."
-        )
+def _need(name: str, value: object, fits: bool, expected: str, remedy: str = "") -> None:
+    "A SeeError unless a value fits."
+    if not fits:
+        got = repr(value) if isinstance(value, (str, Real)) else type(value).__name__
+        if isinstance(value, Tensor):
+            got = f"{value.dtype} {tuple(value.shape)}"
+        raise SeeError(f"{name}: expected {expected}, got {got}.{remedy}")
+
+
+def _checked(name: str, rows: Tensor, labels: Tensor, tables: dict[str, Tensor]) -> Tensor:
+    "Labels as int64 where the rows are; on the CPU their range is checked (a GPU would wait)."
+    fits = isinstance(rows, Tensor) and rows.ndim == 2 and rows.is_floating_point()
+    _need(name, rows, fits, "floating point (B, D)")
+    fits = isinstance(labels, Tensor) and labels.shape == rows.shape[:1]
+    fits = fits and torch.can_cast(labels.dtype, torch.int64) and labels.dtype != torch.bool
+    of = "ref_labels" if name == "ref_emb" else "labels"
+    _need(of, labels, fits, f"one integer for each row of {name}, ({len(rows)},)")
+    on_cpu = labels.device.type == "cpu" and len(labels) > 0
+    low, high = (labels.min().item(), labels.max().item()) if on_cpu else (0, 0)
+    for table, known in tables.items():
+        size, n = known.shape[-1], len(known)
+        remedy = f" Build the loss with embedding_size={rows.shape[1]}, or fix the model."
+        expected = f"floating point (B, {size}), the size of the loss's {table}"
+        _need(name, rows, rows.shape[1] == size, expected, remedy)
+        if not 0 <= low <= high < n:
+            raise SeeError(
+                f"{of}: expected classes 0 to {n - 1} (the loss has {n} {table}), got {low} to "
+                f"{high}. Build the loss with as many classes as the training labels have."
+            )
+    return labels.to(rows.device, torch.int64)
 
 
 def _check_value(output, loss: nn.Module) -> tuple[Tensor, tuple]:
     "The value of a loss, and what else it returned."
     value, *rest = output if isinstance(output, tuple) else (output,)
-    if not isinstance(value, Tensor) or value.numel() != 1:
-        got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-        raise SeeError(
-            f"loss: expected a scalar, or a tuple that begins with one, from {type(loss).__name__},"
-            f" got {got}. Let it reduce to the mean."
-        )
+    name, remedy = type(loss).__name__, " Let it reduce to the mean."
+    scalar = isinstance(value, Tensor) and value.numel() == 1
+    _need("loss", value, scalar, f"a scalar, or a tuple that begins with one, from {name}", remedy)
     return value, tuple(rest)
 
 # %% ../../nbs/method/04_see_loss.ipynb #c16
@@ -100,11 +92,23 @@ class SEELoss(nn.Module):
         proxy_grad: bool = True,  # False: only the encoder learns from the second term
     ):
         super().__init__()
-        if not weight >= 0 or not 0 <= fraction <= 1:
-            raise SeeError(
-                "expected weight >= 0 and 0 <= fraction <= 1, got "
-                f"weight={weight}, fraction={fraction}."
-            )
+        for name, value, kind, expected in (
+            ("loss", loss, nn.Module, "a module, such as ProxyAnchorLoss(C, D)"),
+            ("schedule", schedule, Callable | None, "a function of the epoch"),
+            ("encoder_grad", encoder_grad, bool | None, "True, False or None"),
+            ("generator", generator, torch.Generator | None, "a torch.Generator"),
+            ("centers", centers, Tensor | Callable | None, "a tensor or a function of labels"),
+            ("miner", miner, Callable | None, "a miner of pytorch-metric-learning"),
+            ("proxy_grad", proxy_grad, bool, "True or False"),
+            ("weight", weight, Real, "a number"),
+            ("fraction", fraction, Real, "a number"),
+        ):
+            _need(name, value, isinstance(value, kind), expected)
+        _need("weight", weight, 0 <= weight < math.inf, "a finite number of at least 0")
+        _need("fraction", fraction, 0 <= fraction <= 1, "a share of the batch in [0, 1]")
+        if isinstance(centers, Tensor):
+            rows = centers.ndim == 2 and centers.is_floating_point()
+            _need("centers", centers, rows, "floating point (C, D), a row for each class")
         if any(isinstance(layer, SEELoss) for layer in layers(loss)):
             raise SeeError("loss: it is a SEELoss already. Wrap the loss within, once.")
         if isinstance(centers, Tensor) and not isinstance(centers, nn.Parameter):
@@ -198,15 +202,17 @@ class SEELoss(nn.Module):
         ref_labels: Tensor | None = None,  # (R,)
     ):  # scalar; what else the loss returns comes after it
         "The loss plus `weight` times the loss of the synthetics. Half precision goes to float32."
-        labels = labels.to(embeddings.device)
-        proxies = find_proxies(unwrapped(self.loss))
-        known = self.centers if proxies is None and isinstance(self.centers, Tensor) else proxies
-        _check_batch(embeddings, labels, known)
+        tables = {"proxies": find_proxies(unwrapped(self.loss)), "centers": self.centers}
+        tables = {name: table for name, table in tables.items() if isinstance(table, Tensor)}
+        labels = _checked("embeddings", embeddings, labels, tables)
         self._check_call(indices_tuple, ref_emb)
         with torch.autocast(embeddings.device.type, enabled=False):
             embeddings, refs = full_precision(embeddings), ()
-            if ref_emb is not None:
-                refs = full_precision(ref_emb), ref_labels.to(labels.device)
+            if ref_emb is not None or ref_labels is not None:
+                ref_labels = _checked("ref_emb", ref_emb, ref_labels, tables)
+                expected = f"the size of the embeddings, (R, {embeddings.shape[1]})"
+                _need("ref_emb", ref_emb, ref_emb.shape[1] == embeddings.shape[1], expected)
+                refs = full_precision(ref_emb), ref_labels
             if self.miner is not None and indices_tuple is None:
                 indices_tuple = self.miner(embeddings, labels, *refs)
             more = (indices_tuple, *refs) if refs or indices_tuple is not None else ()
@@ -264,9 +270,7 @@ class SEELoss(nn.Module):
         if type(inner) not in ADAPTERS or not self.proxy_grad:
             inner = aside(inner, self.proxy_grad)
         miner = self.miner or own_miner(self.loss)
-        miner = getattr(
-            miner, "miner", miner
-        )  # of DistributedMinerWrapper: all is gathered already
+        miner = getattr(miner, "miner", miner)  # DistributedMinerWrapper's: all is gathered already
         negatives_only = getattr(self.expansion, "negatives_only", False)
         batch = anchors, labels, synthetics, targets
         return _check_value(second_term(self.place, inner, *batch, miner, negatives_only), inner)[0]
@@ -285,6 +289,8 @@ class SEELoss(nn.Module):
         if self.centers is not None:
             given = isinstance(self.centers, Tensor)
             rows = self.centers[labels] if given else self.centers(labels)
+            fits = isinstance(rows, Tensor) and rows.shape == sources.shape
+            _need("centers", rows, fits, f"a row for each label, {tuple(sources.shape)}")
             return F.normalize(rows.detach().to(sources), dim=-1)
         proxies = find_proxies(unwrapped(self.loss))
         if proxies is None:
