@@ -146,6 +146,13 @@ class Browser:
             assert time.time() < deadline, f"not within {seconds} s: {code}"
             time.sleep(0.05)
 
+    def becomes(self, code: str, expected, seconds: float = 20):
+        "The value of an expression, as soon as it is the expected one; what it is at last, if not."
+        deadline = time.time() + seconds
+        while (value := self.ask(code)) != expected and time.time() < deadline:
+            time.sleep(0.05)
+        return value
+
     def press(self, key: str, number: int) -> None:
         for kind in ("keyDown", "keyUp"):
             text = {"text": "\r"} if (key, kind) == ("Enter", "keyDown") else {}
@@ -262,8 +269,9 @@ def test_tables_sort_by_the_first_number_of_a_cell(site, browser):
         head = SORTED.format(table=0, column=column)
         for state, expected in (("ascending", ascending), ("descending", ascending[::-1])):
             browser.ask(f"{head}.click()")
-            assert browser.ask(f"{head}.ariaSort") == state
-            assert "".join(browser.ask(COLUMN.format(table=0, column=0))) == expected, column
+            assert browser.becomes(f"{head}.ariaSort", state) == state
+            names = COLUMN.format(table=0, column=0)
+            assert browser.becomes(names, list(expected)) == list(expected), column
     assert browser.errors() == []
 
 
@@ -274,9 +282,9 @@ def test_tables_sort_by_keyboard_and_with_cells_over_several_rows(site, browser)
         f"({SORTED.format(table=1, column=2)}.querySelector('[tabindex]') ?? {SORTED.format(table=1, column=2)}).focus()"
     )
     browser.press("Enter", 13)
-    assert [browser.ask(COLUMN.format(table=1, column=column)) for column in range(3)] == [
-        ["y", "x", "x", "y"], ["p", "p", "q", "q"], ["2.0", "3.0", "10.0", "11.0"],
-    ]  # fmt: skip
+    expected = ["y", "x", "x", "y"], ["p", "p", "q", "q"], ["2.0", "3.0", "10.0", "11.0"]
+    for column, cells in enumerate(expected):
+        assert browser.becomes(COLUMN.format(table=1, column=column), cells) == cells
 
 
 def text_of(page: Path) -> str:
