@@ -592,11 +592,16 @@ def test_weights_of_a_square_matrix_are_read_as_they_are_given():
         SEELoss(own)
 
 
+def two_alike(kind) -> tuple[Memory, Memory, SEELoss]:
+    "A memory that serves a SEELoss, one that starts the same, and that SEELoss."
+    own, alone = kind(), kind()
+    alone.load_state_dict(own.state_dict())
+    return own, alone, SEELoss(own, place="own", generator=seeded())
+
+
 def test_a_memory_remembers_images_only_and_the_rest_of_the_output_is_passed_on():
     _, x, labels = toy()
-    own, alone = Memory(), Memory()
-    alone.load_state_dict(own.state_dict())
-    see = SEELoss(own, place="own", generator=seeded())
+    own, alone, see = two_alike(Memory)
     for step in range(3):
         value, logits = see(x + step, labels)
         first, expected = alone(x + step, labels)
@@ -638,9 +643,7 @@ class Awkward(Memory):
 
 def test_a_memory_that_cannot_be_copied_whole_is_copied_as_far_as_it_can():
     _, x, labels = toy()
-    own, alone = Awkward(), Awkward()
-    alone.load_state_dict(own.state_dict())
-    see = SEELoss(own, place="own", generator=seeded())
+    own, alone, see = two_alike(Awkward)
     for step in range(3):
         value, logits = see(x + step, labels)
         assert torch.equal(logits, alone(x + step, labels)[1])

@@ -141,10 +141,7 @@ class Browser:
 
     def wait(self, code: str, seconds: float = 60) -> None:
         "Until a JavaScript expression is true."
-        deadline = time.time() + seconds
-        while not self.ask(code):
-            assert time.time() < deadline, f"not within {seconds} s: {code}"
-            time.sleep(0.05)
+        assert self.becomes(f"Boolean({code})", True, seconds), f"not within {seconds} s: {code}"
 
     def becomes(self, code: str, expected, seconds: float = 20):
         "The value of an expression, as soon as it is the expected one; what it is at last, if not."

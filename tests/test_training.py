@@ -79,6 +79,21 @@ def around(name, **changes):
     return replace(SMALL, loss=name, samples_per_class=each, batch_size=each * 4, **changes)
 
 
+@pytest.mark.parametrize("name", ["daml", "hdml"])
+def test_the_networks_of_a_generator_learn_at_the_rate_of_the_head(name):
+    options = EXPANSIONS[name].recipe | {"expansion": name, "head_rate": 2, "proxy_rate": 1000}
+    recipe = replace(SMALL, **options)
+    model = training.create_model("conv4", recipe.embedding_size)
+    objective = training.make_objective(recipe, 5, 8)
+    optimizer, _ = steps.make_optimizer(recipe, model, objective, 10)
+    backbone, head, own = optimizer.param_groups
+    networks = {id(p) for p in objective.expansion.parameters()}
+    assert networks and {id(p) for p in head["params"]} > networks
+    assert own["params"] == [objective.loss.proxies]
+    rates = [group["max_lr"] / recipe.learning_rate for group in (backbone, head, own)]
+    assert rates == pytest.approx([1, 2, 1000])
+
+
 def test_a_threshold_that_nothing_reached_is_told(tiny):
     recipe = replace(SMALL, curriculum="threshold", threshold=0.9999)
     with pytest.warns(UserWarning, match=r"no source was expanded, .* threshold \(0.9999; --thre"):

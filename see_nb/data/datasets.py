@@ -31,7 +31,7 @@ from see_nb.data.drawings import (
     open_omniglot,
 )
 from .folders import list_folder
-from .lists import Listing
+from .lists import Listing, first_of
 from .photos import Photos, check_photos
 from ..errors import SeeError, one_of
 from ..files import expanded
@@ -156,7 +156,7 @@ def split_classes(
 # %% ../../nbs/data/09_datasets.ipynb #c13
 def some(names: Sequence[str]) -> str:  # "class 'a' is", "classes 'a', 'b' are"
     "The first names of a list, as the beginning of a sentence."
-    text = ", ".join(map(repr, names[:3])) + (", ..." if len(names) > 3 else "")
+    text = first_of([repr(name) for name in names])
     return f"class {text} is" if len(names) == 1 else f"classes {text} are"
 
 

@@ -46,7 +46,7 @@ def _checked(name: str, rows: Tensor, labels: Tensor, tables: dict[str, Tensor])
     fits = fits and torch.can_cast(labels.dtype, torch.int64) and labels.dtype != torch.bool
     of = "ref_labels" if name == "ref_emb" else "labels"
     _need(of, labels, fits, f"one integer for each row of {name}, ({len(rows)},)")
-    on_cpu = labels.device.type == "cpu" and len(labels) > 0
+    on_cpu = bool(tables) and labels.device.type == "cpu" and len(labels) > 0
     low, high = (labels.min().item(), labels.max().item()) if on_cpu else (0, 0)
     for table, known in tables.items():
         size, n = known.shape[-1], len(known)

@@ -247,9 +247,9 @@ def make_optimizer(
 ):  # the optimizer, and the schedule, to be called at every step
     "AdamW with three groups of parameters, and their rates over time."
     backbone = [] if recipe.frozen else model.backbone.parameters()
-    made = getattr(objective, "expansion", None)  # its networks learn as the head does
-    head = [*model.head.parameters(), *(made.parameters() if isinstance(made, nn.Module) else ())]
-    own = [p for p in objective.parameters() if all(p is not q for q in head)]
+    head, own = [*model.head.parameters()], []
+    for name, parameter in objective.named_parameters():  # a generator learns as the head does
+        (head if name.startswith("expansion.") else own).append(parameter)
     parts = [backbone, head, own]
     rates = [recipe.learning_rate * m for m in (1, recipe.head_rate, recipe.proxy_rate)]
     groups = [
