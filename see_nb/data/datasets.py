@@ -32,7 +32,7 @@ from see_nb.data.drawings import (
 )
 from .folders import list_folder
 from .lists import Listing
-from .photos import Photos, check_photos, first_of, printable
+from .photos import Photos, check_photos, first_of
 from ..errors import SeeError, one_of
 from ..files import expanded
 
