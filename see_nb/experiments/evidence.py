@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from ..baselines.registry import LOSSES
 from .plans import SETTINGS
 from see_nb.experiments.statistics import (
     equivalence,
@@ -20,7 +21,6 @@ from see_nb.experiments.statistics import (
     smallest_effect,
     verdict,
 )
-from ..method.registry import LOSSES
 
 # %% ../../nbs/experiments/12_evidence.ipynb #c04
 def labelled(

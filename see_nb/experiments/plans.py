@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pandas as pd
 
+from ..baselines.registry import EXPANSIONS, LOSSES, PAIRS
 from ..errors import one_of
-from ..method.registry import EXPANSIONS, LOSSES, PAIRS
 from ..training.recipes import Recipe
 from ..training.results import read_rows
 from ..training.runs import run_recipes
