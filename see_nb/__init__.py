@@ -12,7 +12,19 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    pass
+    from see_nb.data.datasets import load_dataset
+    from see_nb.errors import SeeError
+    from see_nb.method.centers import mmd_centers
+    from see_nb.method.curriculum import ExpansionSchedule, ThresholdSchedule, select_closest
+    from see_nb.method.expansion import expand, expand_reference
+    from see_nb.method.see_loss import SEELoss
+    from see_nb.retrieval.embedding import embed, evaluate
+    from see_nb.retrieval.metrics import mean_average_precision_at_r, recall_at_k
+    from see_nb.retrieval.index import Index
+    from see_nb.training.export import HubModel
+    from see_nb.training.models import create_model
+    from see_nb.training.recipes import Recipe
+    from see_nb.training.training import load_model, train
 
 # %% ../nbs/front_door.ipynb #c03
 __version__ = "0.1.0"
