@@ -623,6 +623,9 @@ def main(
     arguments: Sequence[str] | None = None,  # without the program's name; None: what was typed
 ) -> int:  # 0; 1: a data set is not whole; 2: wrong input; 130: Ctrl-C; 141: nobody reads on
     "The command `see-nb`."
+    for stream in (sys.stdout, sys.stderr):  # a console that lacks a letter of a file's name
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         with warnings_in_one_line():
             code = run(sys.argv[1:] if arguments is None else arguments)
