@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pandas as pd
 
+from ..baselines.registry import LOSSES
 from .plans import SETTINGS, experiment_of
 from see_nb.experiments.statistics import (
     equivalence,
@@ -21,7 +22,6 @@ from see_nb.experiments.statistics import (
     smallest_effect,
     verdict,
 )
-from ..method.registry import LOSSES
 
 # %% ../../nbs/experiments/12_evidence.ipynb #c04
 def labelled(
