@@ -15,9 +15,9 @@ from pathlib import Path
 import pandas as pd
 import torch.nn.functional as F
 
-from ..errors import one_of
-from ..method.registry import EXPANSIONS, LOSSES, PAIRS
+from ..baselines.registry import EXPANSIONS, LOSSES, PAIRS
 from ..data.datasets import data_root
+from ..errors import one_of
 from ..retrieval.embedding import crop_features, retrieval_metrics
 from ..training.recipes import Recipe
 from ..training.results import append_row, machine, read_rows
