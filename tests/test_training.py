@@ -19,7 +19,7 @@ from accelerate import notebook_launcher
 from conftest import in_processes
 
 from see_nb.baselines.registry import EXPANSIONS, LOSSES, build_loss
-from see_nb.data.crops import Crops
+from see_nb.data.photos import Crops
 from see_nb.data.datasets import data_root, dataset_states, load_dataset
 from see_nb.errors import SeeError
 from see_nb.experiments.statistics import comparison_table
