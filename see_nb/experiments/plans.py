@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['QUICK', 'FROZEN', 'WHOLE', 'OMNIGLOT', 'SETTINGS', 'CONTROLS', 'CELL', 'PLAN', 'REFERENCES', 'GATE', 'PAPER_BASE',
            'PAPER_SEEDS', 'FITTED', 'PAPER', 'with_loss', 'rate_search', 'best_rates', 'beside_best', 'Part',
-           'part_searches', 'part_runs', 'experiment_of', 'run_part', 'raw_row', 'gate_table']
+           'part_searches', 'part_runs', 'experiment_of', 'run_part', 'raw_row', 'gate_table', 'n_runs',
+           'progress_table']
 
 # %% ../../nbs/experiments/00_plans.ipynb #c02
 from dataclasses import dataclass, field, replace
@@ -442,4 +443,32 @@ def gate_table(
         found = {"last": recalls[-1], "best": max(recalls), "minutes": row["seconds"] / 60}
         found["above raw"] = recalls[-1] - raw.get(row["image_size"], float("nan"))
         table.append({name: row[name] for name in names} | found)
+    return pd.DataFrame(table)
+
+# %% ../../nbs/experiments/00_plans.ipynb #c15d
+def n_runs(part: Part) -> int:
+    "How many runs a part has, its searches left out."
+    each = sum(len(part.changes) if label != "alone" else 1 for label in part.settings)
+    cells = len(part.recipes) * len(part.losses) * max(len(part.sizes), 1)
+    return part.seeds * cells * each
+
+
+def progress_table(
+    rows: pd.DataFrame,  # one row per run, may be none
+) -> pd.DataFrame:  # texts, a line per part of PAPER
+    "Rows and minutes of each part, planned and there."
+    table = []
+    for name, part in PAPER.items():
+        own = rows[rows.experiment == name] if len(rows) else rows
+        spent = own.seconds.sum() / 60 if len(own) else 0
+        left = len(own) < n_runs(part)
+        command = f'SEE_NB_PARTS="{name}" see-nb reproduce --preset full --only evidence_run'
+        table.append(
+            {
+                "part": name,
+                "rows": f"{len(own)} of {n_runs(part)}",
+                "minutes": f"{spent:.0f} of {part.minutes:.0f}",
+                "goes on with": command if left else "",
+            }
+        )
     return pd.DataFrame(table)
