@@ -25,14 +25,14 @@ _FROZEN = Recipe(
     dataset="birds100",
     backbone="tf_efficientnet_lite0",
     weights="tf_efficientnet_lite0.safetensors",
-    frozen=True,
+    frozen="backbone",
     image_size=128,
     epochs=20,
     weight_decay=1e-2,
     validation=0,
 )
 FROZEN = {name: replace(_FROZEN, dataset=name) for name in ("birds100", "cars196_train")}
-_TRAINED = {"frozen": False, "image_size": 96, "epochs": 5, "batch_norms": "eval"}
+_TRAINED = {"frozen": "", "image_size": 96, "epochs": 5, "batch_norms": "eval"}
 WHOLE = {"birds100": replace(FROZEN["birds100"], **_TRAINED)}
 OMNIGLOT = {
     "omniglot": Recipe(
