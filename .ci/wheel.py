@@ -19,7 +19,7 @@ from pytorch_metric_learning.losses import ProxyAnchorLoss
 import see_nb
 from see_nb import ExpansionSchedule, SEELoss, recall_at_k
 
-WINGS = {"method", "data", "retrieval", "training", "experiments"}
+WINGS = {"method", "baselines", "data", "retrieval", "training", "experiments"}
 ABSENT = (
     "nbdev",
     "fastcore",

@@ -11,12 +11,12 @@ from pytorch_metric_learning import losses
 from pytorch_metric_learning.distances import CosineSimilarity
 from pytorch_metric_learning.utils import loss_and_miner_utils as pml_pairs
 
-from see_nb.method.hyperbolic import PoincareDistance, ViewSoftmaxLoss, view_numbers
-from see_nb.method.memory import KoLeoRegularizer, MemoryLoss
-from see_nb.method.mining import Mined
-from see_nb.method.pair_losses import LogRatioLoss, QuadrupletLoss
-from see_nb.method.proxy_losses import CentersRegularizer
-from see_nb.method.registry import (
+from see_nb.baselines.hyperbolic import PoincareDistance, ViewSoftmaxLoss, view_numbers
+from see_nb.baselines.memory import KoLeoRegularizer, MemoryLoss
+from see_nb.baselines.mining import Mined
+from see_nb.baselines.pair_losses import LogRatioLoss, QuadrupletLoss
+from see_nb.baselines.proxy_losses import CentersRegularizer
+from see_nb.baselines.registry import (
     KINDS,
     LOSSES,
     PAIRS,

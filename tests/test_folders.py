@@ -1,6 +1,8 @@
 "Your own photos: layouts, lists, names and formats that are not what they look like."
 
+import json
 import os
+import sys
 import unicodedata
 import warnings
 from pathlib import Path
@@ -9,7 +11,8 @@ import pytest
 from PIL import Image
 
 from see_nb.data.datasets import check_dataset, load_dataset
-from see_nb.data.folders import list_folder
+from see_nb.data.folders import OwnPhotos, list_folder
+from see_nb.data.photos import find_files, read_photo
 from see_nb.errors import SeeError
 from see_nb.training.recipes import Recipe
 from see_nb.training.splits import Splits, load_split
@@ -164,6 +167,8 @@ def test_files_that_are_left_out_are_counted_and_named(own):
     (own / "tray" / "inner").mkdir(parents=True)
     expected = (
         r"left out are files .*: 2 .cr3, 2 .txt \(loose.cr3, cup/new.cr3, cup/notes.txt, ...\); "
+        r"left out are hidden files and folders: 2 \(.cache, cup/.thumbnail.jpg\); "
+        r"left out are thumbnails, wastebaskets and the like: 1 \(__MACOSX\); "
         r"left out are empty folders: 1 \(tray\)"
     )
     with pytest.warns(UserWarning, match=expected):
@@ -196,7 +201,9 @@ def test_photos_that_a_list_passes_over_are_counted_and_named(own):
 def test_links_that_lead_back_end_and_are_named(own, link):
     target = {"round": own / "cup", "itself": own / "cup" / "itself", "nowhere": own / "gone"}[link]
     (own / "cup" / link).symlink_to(target)
-    with pytest.warns(UserWarning, match=rf"links that lead back or nowhere: 1 .*cup/{link}\)"):
+    with pytest.warns(
+        UserWarning, match=rf"links that lead nowhere, back, or .*: 1 \(cup/{link}\)"
+    ):
         train = load_dataset("folder", own)
     assert len(train) + len(list_folder(own).part("test")) == 12
 
@@ -384,6 +391,7 @@ def test_one_image_per_class_is_told(own, tmp_path):
         load_dataset("folder", own, "test", test_classes=["wok", "cup"])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", "folder in .*: left out are hidden files")
         load_dataset("folder", own, "train", test_classes=["wok", "cup"])
 
 
@@ -399,3 +407,49 @@ def test_a_folder_without_permission_is_told(own):
     (own / "cup").chmod(0)
     with pytest.raises(SeeError, match="cannot be looked into"):
         load_dataset("folder", own)
+
+
+def test_each_photo_is_listed_once_whatever_links_lead_to_it(own, tmp_path):
+    (own / "twin").symlink_to(own / "cup")  # a class that could train while `cup` tests
+    (own / "fork" / "copy.jpeg").symlink_to(own / "knife" / "0.jpeg")
+    (own / "above").symlink_to(tmp_path)
+    (own / "knife" / "elsewhere.jpeg").symlink_to(tmp_path / "wok" / "0.jpeg")
+    found = find_files(own)
+    assert len(found.photos) == 12 and found.photos[-1] == "wok/deep/er/1.jpeg"
+    links = ["above", "fork/copy.jpeg", "twin", "wok/0.jpeg"]
+    assert sorted(next(v for k, v in found.left_out.items() if k.startswith("links"))) in (
+        links,
+        [*links[:2], "knife/elsewhere.jpeg", "twin"],
+    )
+    assert OwnPhotos.of(own).frame.label.nunique() == 6
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no pipes")
+def test_a_pipe_is_named_and_never_waited_for(own):
+    os.mkfifo(own / "cup" / "pipe.jpeg")
+    with pytest.warns(UserWarning, match=r"left out are pipes.*: 1 \(cup/pipe.jpeg\)"):
+        load_dataset("folder", own, check=True)
+    with pytest.raises(SeeError, match="pipe.jpeg: cannot be read, for it is no file"):
+        read_photo(own / "cup" / "pipe.jpeg")
+
+
+@pytest.mark.skipif(sys.platform in ("darwin", "win32"), reason="this system takes UTF-8 only")
+def test_names_that_are_no_text_work(own):
+    odd = os.fsencode(own) + b"/caf\xe9"
+    os.mkdir(odd)
+    for name in (b"/\xff.jpeg", b"/2.jpeg"):
+        photo(Path(os.fsdecode(odd + name)))
+    frame = OwnPhotos.of(own).frame
+    assert frame.label.nunique() == 7 and "caf\\xe9" in set(frame.label)
+    assert "all 14 photos decode" in check_dataset("folder", own)
+    train, test = (load_dataset("folder", own, split) for split in ("train", "test"))
+    assert len(train) + len(test) == 14 and len(train.images.hashes[0]) == 32
+    json.dumps(train.facts() | test.facts()).encode()
+
+
+def test_accents_are_found_in_both_of_their_forms(own):
+    photo(own / unicodedata.normalize("NFD", "café") / "é.jpeg".encode().decode())
+    (own / "labels.csv").write_text("path,label\ncafé/é.jpeg,a\ncup/0.jpeg,b\n", "utf-8")
+    frame = OwnPhotos.of(own).frame
+    assert frame.label.tolist() == ["a", "b", *[""] * 11]
+    assert len(list_folder(own).photos()) == 2

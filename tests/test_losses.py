@@ -23,6 +23,7 @@ from pytorch_metric_learning.utils.distributed import (
 )
 from torch import nn
 
+from see_nb.baselines.registry import POINT_FUNCTIONS, build_expansion
 from see_nb.errors import SeeError
 from see_nb.method.adapters import (
     ADAPTERS,
@@ -37,9 +38,8 @@ from see_nb.method.adapters import (
     second_term,
     unwrapped,
 )
-from see_nb.method.augmentations import Batch, make_synthetics
-from see_nb.method.registry import POINT_FUNCTIONS, build_expansion
 from see_nb.method.see_loss import SEELoss
+from see_nb.method.synthetics import Batch, make_synthetics
 
 C, D = 6, 12
 OWN = {
@@ -947,7 +947,7 @@ def _one_step(name, rank, world):
         )
         miner = miner and DistributedMinerWrapper(miner)
     options = (
-        {"expansion": extra}
+        {"expansion": build_expansion(extra)}
         if extra in POINT_FUNCTIONS
         else {"centers": RunningMeans(0.5)}
         if extra == "running"
@@ -1046,7 +1046,9 @@ def test_augmentations_give_unit_rows_labels_and_gradients(problem, name, seed):
 def test_every_augmentation_in_every_kind_of_loss(expansion, name, dtype):
     loss, x, labels = toy(name)
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
-        value = SEELoss(loss, 4, expansion=expansion, generator=seeded())(x.to(dtype), labels)
+        value = SEELoss(loss, 4, expansion=build_expansion(expansion), generator=seeded())(
+            x.to(dtype), labels
+        )
     assert value.isfinite() and gradients(value, x, loss)[0].isfinite().all()
     if dtype == torch.float32:
         assert (value == loss(x, labels)) == (expansion == "none")

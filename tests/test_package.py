@@ -16,7 +16,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "nbs").rglob("*.ipynb"))
 MODULES = sorted((ROOT / "see_nb").rglob("*.py"))
-WINGS = ("method", "data", "retrieval", "training", "experiments")
+WINGS = ("method", "baselines", "data", "retrieval", "training", "experiments")
 EXTRAS = ("notebooks", "photos", "app", "export")
 OUTER = ("experiments", "app")  # what only the extras' libraries make work
 

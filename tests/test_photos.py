@@ -1,6 +1,7 @@
 "Photos of every kind, their hashes, and their cache: wanted by several, killed, damaged, mistaken."
 
 import errno
+import io
 import os
 import signal
 import struct
@@ -316,3 +317,20 @@ def test_a_photo_that_changes_while_it_is_decoded_leaves_no_cache(old, tmp_path,
     assert not list((tmp_path / "cache").glob("*.npy"))
     monkeypatch.setattr(cache_module, "read_photo", real)
     assert cache_photos(old, 16, tmp_path / "cache")[3][:, 0, 0].tolist() == [0, 0, 255]
+
+
+def test_a_picture_in_memory_is_read_as_its_file_is(tmp_path):
+    pixels = np.random.RandomState(0).randint(0, 256, (20, 30, 3)).astype(np.uint8)
+    image, file = Image.fromarray(pixels), io.BytesIO()
+    image.save(file, "PNG")
+    expected = torch.from_numpy(pixels).permute(2, 0, 1)
+    grey = np.full((20, 30), 128, np.uint8)
+    same = [file, file.getvalue(), image, pixels, pixels.transpose(2, 0, 1), expected]
+    same += [pixels / 255, pixels.astype(np.float16), pixels.astype(np.uint16) * 257]
+    for picture in same:
+        torch.testing.assert_close(read_photo(picture), expected)
+    for picture in (grey, grey[..., None], grey[None], grey / 255, Image.fromarray(grey)):
+        torch.testing.assert_close(read_photo(picture), torch.full((3, 20, 30), 128).byte())
+    for wrong in (np.zeros(8), np.zeros((2, 20, 30)), np.zeros((0, 4, 3)), grey - 200.0, None):
+        with pytest.raises(SeeError, match="^photo: the picture in memory"):
+            read_photo(wrong)

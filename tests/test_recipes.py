@@ -12,9 +12,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from see_nb.baselines.registry import LOSSES, build_loss
 from see_nb.errors import SeeError
 from see_nb.method.curriculum import ExpansionSchedule
-from see_nb.method.registry import LOSSES, build_loss
 from see_nb.method.see_loss import SEELoss
 from see_nb.training.presets import PRESETS, photo_recipe, preset
 from see_nb.training.recipes import CHOICES, LIMITS, Recipe, recipe_from, recipe_of

@@ -18,11 +18,11 @@ import torch
 from accelerate import notebook_launcher
 from conftest import in_processes
 
+from see_nb.baselines.registry import EXPANSIONS, LOSSES, build_loss
 from see_nb.data.crops import Crops
 from see_nb.data.datasets import data_root, dataset_states, load_dataset
 from see_nb.errors import SeeError
 from see_nb.experiments.statistics import comparison_table
-from see_nb.method.registry import EXPANSIONS, LOSSES, build_loss
 from see_nb.method.see_loss import SEELoss
 from see_nb.retrieval.embedding import embed, evaluate
 from see_nb.training import steps, training

@@ -31,8 +31,8 @@ from see_nb.data.drawings import (
     open_omniglot,
 )
 from .folders import list_folder
-from .lists import Listing, first_of
-from .photos import Photos, check_photos
+from .lists import Listing
+from .photos import Photos, check_photos, first_of
 from ..errors import SeeError, one_of
 from ..files import expanded
 

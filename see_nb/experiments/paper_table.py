@@ -14,9 +14,9 @@ from pathlib import Path
 import pandas as pd
 
 from ..errors import SeeError
+from .statistics import summarise
 from ..training.presets import PRESETS
 from ..training.recipes import Recipe
-from .statistics import summarise
 
 # %% ../../nbs/experiments/02_paper_table.ipynb #c05
 TABLE_CELL = ["method", "backbone", "embedding_size", "dataset"]

@@ -142,6 +142,7 @@ def sortable(
 # %% ../../nbs/experiments/09_site.ipynb #c14
 WINGS = {
     "method": "The method",
+    "baselines": "Baselines",
     "data": "Data",
     "retrieval": "Retrieval",
     "training": "Training",

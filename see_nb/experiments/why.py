@@ -15,9 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..baselines.registry import LOSSES
 from ..method.curriculum import ExpansionSchedule, select_closest
 from ..method.expansion import expand
-from ..method.registry import LOSSES
 from ..retrieval.embedding import image_loader
 from ..training.recipes import Recipe
 from ..training.steps import ClassBatches

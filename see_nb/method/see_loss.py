@@ -17,16 +17,30 @@ from pytorch_metric_learning import losses
 from torch import Tensor, nn
 
 from ..errors import SeeError
-from .adapters import ADAPTERS, aside, batch_means, find_proxies, layers
-from .adapters import nearest_proxy, own_miner, place_of, rows_of_all
-from .adapters import second_term, shared_processes, unwrapped
-from .augmentations import Batch, make_synthetics
+from see_nb.method.adapters import (
+    ADAPTERS,
+    aside,
+    batch_means,
+    find_proxies,
+    layers,
+    nearest_proxy,
+    own_miner,
+    place_of,
+    rows_of_all,
+    second_term,
+    shared_processes,
+    unwrapped,
+)
 from .closed_form import expected_proxy_anchor
-from .curriculum import ExpansionSchedule, ThresholdSchedule
-from .curriculum import select_above, select_closest
+from see_nb.method.curriculum import (
+    ExpansionSchedule,
+    ThresholdSchedule,
+    select_above,
+    select_closest,
+)
 from .expansion import check_n_expansion, full_precision
 from .proxy_anchor import is_plain, proxy_anchor
-from .registry import build_expansion
+from .synthetics import Batch, make_synthetics, way_of
 
 # %% ../../nbs/method/04_see_loss.ipynb #c15
 def _need(name: str, value: object, fits: bool, expected: str, remedy: str = "") -> None:
@@ -88,7 +102,7 @@ class SEELoss(nn.Module):
         place: str | None = None,  # one of PLACES; None: the loss says so, or the table does
         centers: Tensor | Callable | None = None,  # (C, D), or labels -> (B, D); None: proxies
         miner: nn.Module | None = None,  # of pytorch-metric-learning: chooses pairs of both terms
-        expansion: str | Callable = "see",  # a name of the registry, or a function like those
+        expansion: str | Callable = "see",  # a name of WAYS, or what makes synthetics
         proxy_grad: bool = True,  # False: only the encoder learns from the second term
     ):
         super().__init__()
@@ -118,7 +132,7 @@ class SEELoss(nn.Module):
         self.loss, self.n_expansion, self.weight = loss, n_expansion, weight
         self.schedule, self.fraction, self.generator = schedule, fraction, generator
         self.encoder_grad, self.proxy_grad, self.miner = encoder_grad, proxy_grad, miner
-        self.expansion = expansion if callable(expansion) else build_expansion(expansion)
+        self.expansion = way_of(expansion)
         self.epoch, self.n_expanded = None, 0  # sources expanded so far
         self._steps = self._longest = 0  # of this epoch, of the longest one before
         self.place = place_of(unwrapped(loss), place)

@@ -45,7 +45,8 @@ class EmbeddingHead(nn.Sequential):
         features: Tensor,  # of any floating type, (B, F)
     ) -> Tensor:  # unit rows in single precision, also under autocast, (B, D)
         with torch.autocast(features.device.type, enabled=False):
-            return F.normalize(super().forward(features.float()), dim=-1)
+            rows = super().forward(features.to(self[1].weight.dtype))
+            return F.normalize(rows.float(), dim=-1)
 
 # %% ../../nbs/training/01_models.ipynb #c10b
 Parts = tuple[nn.Module, ...]

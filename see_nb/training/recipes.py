@@ -14,8 +14,8 @@ import re
 from dataclasses import asdict, dataclass, fields
 from numbers import Integral, Real
 
+from ..baselines.registry import EXPANSIONS, LOSSES, ONE, SEVERAL
 from ..errors import SeeError, near, one_of
-from ..method.registry import EXPANSIONS, LOSSES, ONE, SEVERAL
 
 # %% ../../nbs/training/02_recipes.ipynb #c06
 SCHEDULES = ("one_cycle", "constant", "step", "cosine")

@@ -29,14 +29,14 @@ from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from ..baselines.mining import Mined
+from ..baselines.registry import build_expansion, build_loss, build_miner
 from ..data.crops import train_transform
 from ..data.datasets import RetrievalDataset, data_root
 from ..data.photos import Photos
 from ..errors import SeeError
 from ..files import claimed, expanded
 from ..method.curriculum import ExpansionSchedule, ThresholdSchedule
-from ..method.mining import Mined
-from ..method.registry import build_expansion, build_loss, build_miner
 from ..method.see_loss import SEELoss
 from see_nb.retrieval.embedding import (
     embed,
