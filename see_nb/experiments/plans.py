@@ -19,7 +19,8 @@ import torch.nn.functional as F
 from ..baselines.registry import EXPANSIONS, LOSSES, PAIRS
 from ..data.datasets import data_root
 from ..errors import one_of
-from ..retrieval.embedding import crop_features, retrieval_metrics
+from ..retrieval.embedding import retrieval_metrics
+from ..training.features import crop_features
 from ..training.recipes import Recipe
 from ..training.results import append_row, machine, read_rows
 from ..training.runs import run_recipes
@@ -32,14 +33,14 @@ _FROZEN = Recipe(
     dataset="birds100",
     backbone="tf_efficientnet_lite0",
     weights="tf_efficientnet_lite0.safetensors",
-    frozen=True,
+    frozen="backbone",
     image_size=128,
     epochs=20,
     weight_decay=1e-2,
     validation=0,
 )
 FROZEN = {name: replace(_FROZEN, dataset=name) for name in ("birds100", "cars196_train")}
-_TRAINED = {"frozen": False, "image_size": 96, "epochs": 5, "batch_norms": "eval"}
+_TRAINED = {"frozen": "", "image_size": 96, "epochs": 5, "batch_norms": "eval"}
 WHOLE = {"birds100": replace(FROZEN["birds100"], **_TRAINED)}
 OMNIGLOT = {
     "omniglot": Recipe(
@@ -417,7 +418,8 @@ def raw_row(
 ) -> None:
     "What the backbone's features reach without any training."
     splits, cache = Splits.load(recipe, root), data_root(root) / "cache"
-    model = empty_model(recipe, splits.channels, weights=weights_file(recipe, root)).eval()
+    raw = replace(recipe, frozen="backbone", warmup_epochs=0)
+    model = empty_model(raw, splits.channels, weights=weights_file(recipe, root)).eval()
     splits.store(recipe, model.interpolation, False, cache)
     dataset = splits.validation_set or splits.test_set
     photos = crop_features(model, dataset, recipe.image_size, cache=cache)
