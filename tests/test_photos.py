@@ -25,7 +25,6 @@ from see_nb.data.photos import (
     clear_cache,
     content_hashes,
     find_damaged,
-    keep_rows,
     read_photo,
 )
 from see_nb.errors import SeeError
@@ -294,28 +293,6 @@ def test_the_cache_keeps_its_limit_and_drops_what_was_used_longest_ago(
     monkeypatch.setenv("SEE_NB_CACHE_GB", "much")
     with pytest.raises(SeeError, match="SEE_NB_CACHE_GB: expected a number of gigabytes"):
         cache_photos(old, 16, cache)
-
-
-def test_rows_are_kept_a_block_at_a_time_and_a_damaged_block_is_made_anew(tmp_path):
-    made = []
-
-    def make(start, stop):
-        if start == 4 and len(made) < 3:
-            made.append("killed")
-            raise KeyboardInterrupt
-        made.append(start)
-        return torch.arange(start, stop)[:, None] * torch.ones(1, 3)
-
-    with pytest.raises(KeyboardInterrupt):
-        keep_rows(tmp_path / "rows", 7, make, block=2)
-    expected = torch.arange(7)[:, None] * torch.ones(1, 3)
-    assert torch.equal(keep_rows(tmp_path / "rows", 7, make, block=2), expected)
-    assert made == [0, 2, "killed", 4, 6]
-    path = tmp_path / "rows" / "00000002.npz"
-    content = bytearray(path.read_bytes())
-    content[-200] ^= 1
-    path.write_bytes(content)
-    assert torch.equal(keep_rows(tmp_path / "rows", 7, make, block=2), expected)
 
 
 # In memory

@@ -69,11 +69,11 @@ def as_images(images: Tensor | np.ndarray | Photos, n: int) -> Tensor | Photos:
     shaped = photos
     if isinstance(images, Tensor):
         got = f"{images.dtype} {tuple(images.shape)}"
-        shaped = images.ndim == (4 if images.dtype == torch.uint8 else 3)
+        shaped = images.ndim in ((4,) if images.dtype == torch.uint8 else (3, 5))
     if not shaped or len(images) != n:
         raise SeeError(
-            "images: expected uint8 (N, channels, H, W), Photos or features (N, crops, F) with "
-            f"N = {n} labels, got {got}."
+            "images: expected uint8 (N, channels, H, W), Photos, features (N, crops, F) or maps "
+            f"(N, crops, channels, H, W) with N = {n} labels, got {got}."
         )
     return images
 

@@ -10,7 +10,7 @@ __all__ = ['NO_PHOTOS', 'SYSTEM', 'PHOTO', 'FOLDER', 'UNREADABLE', 'HIDDEN', 'OF
            'read_photo', 'on_white', 'shrink', 'signature', 'hash_file', 'memo_file', 'read_memo', 'hash_photos',
            'content_hashes', 'in_threads', 'Photos', 'find_damaged', 'refuse_damaged', 'check_photos', 'write_arrays',
            'read_arrays', 'CachedPhotos', 'cache_photos', 'touched', 'tell_of_cache', 'cached_files', 'make_room',
-           'cache_sizes', 'clear_cache', 'keep_rows', 'shorter_side', 'train_transform', 'test_transform', 'Crops']
+           'cache_sizes', 'clear_cache', 'shorter_side', 'train_transform', 'test_transform', 'Crops']
 
 # %% ../../nbs/data/01_photos.ipynb #c03
 import csv
@@ -673,27 +673,6 @@ def clear_cache(cache: Path) -> int:  # bytes that were freed
     for kind in ("photos", "features"):
         shutil.rmtree(cache / kind, ignore_errors=True)
     return freed
-
-# %% ../../nbs/data/01_photos.ipynb #c34
-def keep_rows(
-    folder: Path | None,  # of these rows alone: its name says what they are of; None: keep none
-    n: int,  # images
-    make: Callable[[int, int], Tensor],  # rows of the images from start to stop
-    text: str = "",  # of the bar
-    block: int = 256,  # images at once
-) -> Tensor:  # (n, ...)
-    "Rows that are made a block at a time, each kept at once: a kill costs one block."
-    rows = []
-    with locked(folder.with_suffix(".lock")) if folder else nullcontext():
-        for start in tqdm(range(0, n, block), desc=text, unit="block", delay=2):
-            path = folder / f"{start:08d}.npz" if folder else None
-            stored = read_arrays(path) if path and touched(path) else None
-            if not stored:
-                stored = {"rows": make(start, min(start + block, n)).numpy()}
-                if path:
-                    write_arrays(path, **stored)
-            rows.append(torch.from_numpy(stored["rows"]))
-    return torch.cat(rows)
 
 # %% ../../nbs/data/01_photos.ipynb #c39
 def shorter_side(

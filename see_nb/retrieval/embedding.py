@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['find_photos', 'as_dataset', 'crop_size', 'place_of', 'embedded', 'whole_batch', 'image_loader', 'embed',
-           'retrieval_metrics', 'evaluate', 'neighbours', 'weights_digest', 'crop_features']
+           'retrieval_metrics', 'evaluate', 'neighbours', 'weights_digest']
 
 # %% ../../nbs/retrieval/02_embedding.ipynb #c02
 import hashlib
@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from ..data.datasets import RetrievalDataset, recall_ks
-from ..data.photos import Crops, Photos, keep_rows, test_transform, train_transform
+from ..data.photos import Crops, Photos, test_transform
 from ..errors import SeeError
 from see_nb.retrieval.metrics import (
     mean_average_precision_at_r,
@@ -232,50 +232,3 @@ def weights_digest(
     for name, tensor in module.state_dict().items():
         digest.update(name.encode() + tensor.cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
-
-
-def _images_digest(images: Photos | Tensor) -> str:
-    "A hash of what tells these images from others."
-    photos = isinstance(images, Photos)
-    content = repr(images.identity()).encode() if photos else images.numpy().tobytes()
-    return hashlib.sha256(content).hexdigest()
-
-# %% ../../nbs/retrieval/02_embedding.ipynb #c23
-def _make_features(
-    model: nn.Module,  # an EmbeddingModel: its `features`
-    dataset: RetrievalDataset,
-    numbers: range,  # of N photos
-    transform,  # from a photo to a crop
-    n_crops: int,  # at least 1
-    batch_size: int,  # crops at once
-) -> Tensor:  # (N, n_crops, F)
-    "The backbone's output for crops of some photos."
-    keys = [(i, chance) for i in numbers for chance in range(n_crops)]
-    batches = [keys[start : start + batch_size] for start in range(0, len(keys), batch_size)]
-    loader = image_loader(dataset, transform, batches)
-    rows = [rows.cpu() for rows, _ in embedded(model, loader, model.features)]
-    return torch.cat(rows).view(len(numbers), n_crops, -1)
-
-# %% ../../nbs/retrieval/02_embedding.ipynb #c24
-def crop_features(
-    model: nn.Module,  # an EmbeddingModel: its `features`
-    dataset: RetrievalDataset,  # N photos
-    image_size: int,  # side of the crops in pixels
-    *,
-    n_crops: int = 0,  # random crops per photo; 0: the middle only
-    smallest: float = 0.2,  # share of the photo's area that the smallest crop covers
-    cache: str | Path | None = None,  # folder that keeps the features
-    batch_size: int = 64,  # crops at once
-) -> RetrievalDataset:  # with features in place of the images, (N, max(n_crops, 1), F)
-    "The backbone's output for some crops of each photo, made once; a kill costs one block."
-    how = model.interpolation
-    cut = train_transform(image_size, smallest, how) if n_crops else test_transform(image_size, how)
-
-    def make(start: int, stop: int) -> Tensor:
-        return _make_features(model, dataset, range(start, stop), cut, max(n_crops, 1), batch_size)
-
-    kind = type(model.backbone).__name__
-    content = (kind, _images_digest(dataset.images), image_size, n_crops, smallest, how)
-    name = weights_digest(model.backbone, *content)[:16] if cache else ""
-    folder = Path(cache) / "features" / name if cache else None
-    return dataset.with_images(keep_rows(folder, len(dataset), make, "features of photos"))

@@ -10,8 +10,6 @@ import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from torch import nn
-
 from see_nb.data.datasets import (
     RetrievalDataset,
     data_root,
@@ -28,7 +26,8 @@ from see_nb.data.photos import (
     shorter_side,
 )
 from ..errors import SeeError
-from ..retrieval.embedding import crop_features
+from .features import crop_features
+from .models import EmbeddingModel
 from .recipes import Recipe
 
 # %% ../../nbs/training/05_splits.ipynb #c06
@@ -167,11 +166,13 @@ class Splits:
         self._change(stored)
         refuse_damaged(damaged, sum(looked), report, skip_damaged)
 
-    def take_features(self, model: nn.Module, recipe: Recipe, cache: Path) -> None:
-        "Features of a frozen backbone, in place of the images."
-        options = {"smallest": recipe.smallest_crop, "cache": cache}
+    def take_features(self, model: EmbeddingModel, recipe: Recipe, cache: Path) -> None:
+        "What comes out of the frozen part of the model, in place of the images."
+        options = {"smallest": recipe.smallest_crop, "precision": recipe.precision, "cache": cache}
 
         def features(part: RetrievalDataset) -> RetrievalDataset:
+            if part.gallery:
+                part.gallery = features(part.gallery)
             crops = recipe.crops if part is self.train_set else 0
             return crop_features(model, part, recipe.image_size, n_crops=crops, **options)
 
