@@ -40,7 +40,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..errors import SeeError, one_of
-from ..files import locked, replacing
+from ..files import replacing
 
 # %% ../../nbs/data/01_photos.ipynb #c06
 NO_PHOTOS = {"BUFR", "EPS", "FITS", "GRIB", "HDF5", "MPEG", "WMF"}  # Pillow knows, but not decodes
