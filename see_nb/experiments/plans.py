@@ -254,6 +254,7 @@ _CHEAP = replace(_PAPER, frozen="backbone", epochs=20, batch_size=64)
 # %% ../../nbs/experiments/00_plans.ipynb #c13d
 _CARS_16 = replace(FROZEN["cars196_train"], embedding_size=16, learning_rate=3e-3, proxy_rate=10.0)
 _BIRDS_16 = replace(FROZEN["birds100"], embedding_size=16, learning_rate=1e-3, proxy_rate=1000.0)
+_BIRDS_64 = replace(_BIRDS_16, embedding_size=64)
 FITTED = {  # what is trained how long, for prediction (a)
     **{f"{epochs} epochs": replace(_CARS_16, epochs=epochs) for epochs in (10, 20, 40, 80)},
     "one crop": replace(_CARS_16, crops=1),
@@ -314,6 +315,15 @@ PAPER = {
         seeds=10,
         spread=0.45,
         minutes=16,
+        **_FRESH,
+    ),
+    "prediction b": Part(
+        "Does SEE as published need embeddings close to their proxies?",
+        ("alone", "SEE, as published"),
+        {f"margin {margin:g}": replace(_BIRDS_64, margin=margin) for margin in (0.1, 0.5)},
+        seeds=10,
+        spread=0.27,
+        minutes=4,
         **_FRESH,
     ),
     "prediction c": Part(
