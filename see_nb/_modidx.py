@@ -794,8 +794,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                                                                                    'see_nb/experiments/statistics.py'),
                                                'see_nb.experiments.statistics.equivalence': ( 'experiments/statistics.html#equivalence',
                                                                                               'see_nb/experiments/statistics.py'),
-                                               'see_nb.experiments.statistics.hits_by_class': ( 'experiments/statistics.html#hits_by_class',
-                                                                                                'see_nb/experiments/statistics.py'),
                                                'see_nb.experiments.statistics.holm': ( 'experiments/statistics.html#holm',
                                                                                        'see_nb/experiments/statistics.py'),
                                                'see_nb.experiments.statistics.over_seeds_and_classes': ( 'experiments/statistics.html#over_seeds_and_classes',

@@ -716,7 +716,7 @@ def test_what_comes_out_of_the_frozen_part_is_made_once(small_photos, tmp_path, 
 
     def kept():
         return {
-            p: p.stat().st_mtime_ns for p in (tmp_path / "home" / "cache").glob("features-*.npy")
+            p: p.stat().st_ino for p in (tmp_path / "home" / "cache" / "features").glob("*.npy")
         }
 
     files = kept()
@@ -765,7 +765,7 @@ def test_a_network_frozen_up_to_a_stage_goes_on_to_the_bit(small_photos, tmp_pat
 def test_a_flipped_bit_in_what_is_kept_is_found(small_photos, tmp_path):
     recipe = replace(CUT, frozen="layer3")
     run = train(recipe, root=small_photos, progress=False)
-    for path in (tmp_path / "home" / "cache").glob("features-*.npy"):
+    for path in (tmp_path / "home" / "cache" / "features").glob("*.npy"):
         content = bytearray(path.read_bytes())
         content[len(content) // 2] ^= 64
         path.write_bytes(content)
