@@ -21,9 +21,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from ..data.crops import Crops, test_transform
 from ..data.datasets import RetrievalDataset, recall_ks
-from ..data.photos import Photos
+from ..data.photos import Crops, Photos, test_transform
 from ..errors import SeeError
 from see_nb.retrieval.metrics import (
     mean_average_precision_at_r,

@@ -31,9 +31,8 @@ from tqdm import tqdm
 
 from ..baselines.mining import Mined
 from ..baselines.registry import build_expansion, build_loss, build_miner
-from ..data.crops import train_transform
 from ..data.datasets import RetrievalDataset, data_root
-from ..data.photos import Photos
+from ..data.photos import Photos, train_transform
 from ..errors import SeeError
 from ..files import claimed, expanded
 from ..method.curriculum import ExpansionSchedule, ThresholdSchedule
