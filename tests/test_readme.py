@@ -34,9 +34,11 @@ def test_the_colab_badge_needs_a_real_address(root):
 
 
 def test_every_picture_is_used(root, readme):
-    assert {f"nbs/images/{p.name}" for p in (root / "nbs" / "images").iterdir()} == set(
-        re.findall(r"!\[[^\]]*\]\(([^)]+)\)", readme)
-    )
+    tutorial = (root / "nbs" / "see_in_half_an_hour.ipynb").read_text(encoding="utf-8")
+    for picture in (root / "nbs" / "images").iterdir():
+        assert f"images/{picture.name})" in readme + tutorial
+    for path in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", readme):
+        assert (root / path).exists()
 
 
 def test_every_link_leads_somewhere(root, readme):
@@ -46,10 +48,7 @@ def test_every_link_leads_somewhere(root, readme):
 
 
 def test_it_fits_a_few_screens(readme):
-    prose = re.sub(r"^```.*?^```", "", readme, flags=re.MULTILINE | re.DOTALL)
-    assert len(prose.split()) <= 1000
-    rows = [line for line in readme.splitlines() if line.startswith("|")]
-    assert 2 + 4 <= len(rows) <= 2 + 6  # the main comparisons are there
+    assert len(readme.split()) <= 900
 
 
 def test_its_python_runs(readme):
