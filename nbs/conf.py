@@ -43,7 +43,7 @@ extensions = [
 exclude_patterns = ["_build", "**/results/*", "**/paper/*", "**/.ipynb_checkpoints"]
 nb_execution_mode = "off"
 nb_ipywidgets_js = {}
-myst_enable_extensions = ["dollarmath", "amsmath", "colon_fence", "deflist"]
+myst_enable_extensions = ["amsmath", "attrs_inline", "colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
 numfig = True
 numfig_format = {"figure": "Figure %s", "table": "Table %s"}
@@ -92,7 +92,8 @@ def shown_cells(cells: list[dict]) -> list[dict]:
         flags = dict(re.findall(r"^#\|\s*([\w-]+):? ?(.*)\n?", text, flags=re.M))
         module = flags.get("default_exp", module)
         if not {"hide", "default_exp"} & flags.keys():
-            shown.append(shown_cell(cell, re.sub(r"^#\|.*\n?", "", text, flags=re.M), flags))
+            text = re.sub(r"^#\|.*\n?", "", text, flags=re.M)
+            shown.append(shown_cell(cell, in_both_modes(text), flags))
     if module:
         name = f"see_nb.{module}".removesuffix(".__init__")
         directive = f"```{{eval-rst}}\n.. automodule:: {name}\n   :members:\n```"
@@ -106,6 +107,18 @@ def shown_cell(cell: dict, text: str, flags: dict[str, str]) -> dict:
     if "fig-cap" in flags:
         options["mystnb"] = {"figure": {"caption": flags["fig-cap"]}}
     return cell | {"source": text or "...", "metadata": options}
+
+
+def in_both_modes(text: str) -> str:
+    "Beside a picture in the text its dark twin, where there is one."
+
+    def pair(found: re.Match) -> str:
+        head, name = found.groups()
+        if not (HERE / "images" / f"{name}-dark.png").exists():
+            return found[0]
+        return f"{head}{name}.png){{.only-light}} {head}{name}-dark.png){{.only-dark}}"
+
+    return re.sub(r"(!\[[^\]]*\]\(images/)([\w-]+)\.png\)", pair, text)
 
 
 def markdown(name: str, text: str) -> dict:

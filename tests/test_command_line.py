@@ -143,7 +143,7 @@ def test_every_training_command_of_the_readme_is_understood(see_nb_command, root
     lines = re.findall(
         r"see-nb train [^`\n]*--(?:dataset|preset)[^`\n]*", (root / "README.md").read_text()
     )
-    assert len(lines) >= 4
+    assert len(lines) >= 3
     for line in lines:
         done = see_nb_command(*shlex.split(line)[1:], "--show", cwd=tmp_path)
         assert done.returncode == 0 and "embedding_size" in done.stdout, (line, done.stderr)
