@@ -21,8 +21,6 @@ def blocks(readme: str, language: str) -> list[str]:
 def test_the_readme_is_made_from_the_index(root, readme, tmp_path):
     subprocess.run([sys.executable, root / ".ci/make_readme.py", tmp_path], check=True, timeout=60)
     assert (tmp_path / "README.md").read_text() == readme
-    for picture in (tmp_path / "nbs" / "images").iterdir():
-        assert picture.read_bytes() == (root / "nbs" / "images" / picture.name).read_bytes()
 
 
 def test_the_colab_badge_needs_a_real_address(root):
@@ -36,7 +34,8 @@ def test_the_colab_badge_needs_a_real_address(root):
 def test_every_picture_is_used(root, readme):
     tutorial = (root / "nbs" / "see_in_half_an_hour.ipynb").read_text(encoding="utf-8")
     for picture in (root / "nbs" / "images").iterdir():
-        assert f"images/{picture.name})" in readme + tutorial
+        name = picture.name.replace("-dark", "")  # the site shows the one or the other
+        assert f"images/{name})" in readme + tutorial
     for path in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", readme):
         assert (root / path).exists()
 
