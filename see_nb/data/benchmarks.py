@@ -258,6 +258,16 @@ BENCHMARKS = {
         {"train": (25, 1_402), "test": (25, 1_487)},
         **CUB,
     ),
+    "cub200_2010": Benchmark(
+        "birds, first edition, our cut",
+        read_cut,
+        {"train": (100, 2_990), "test": (100, 3_043)},
+        ("cub200_2010",),
+        ("labels.csv",),
+        ("images",),
+        "The first edition of cub200, cut to the bird: put its folder images and its labels.csv "
+        "into ROOT/cub200_2010.",
+    ),
     "birds100": Benchmark(
         "birds, our cut",
         read_cut,

@@ -59,12 +59,12 @@ def refuse_labels(labels: Tensor, classes: Sequence[str]) -> None:
 def refuse_images(images: Tensor | Photos, n: int) -> None:
     "A SeeError for images that are none, or not as many as the labels."
     photos = isinstance(images, Photos)
-    shaped = photos or images.ndim == (4 if images.dtype == torch.uint8 else 3)
+    shaped = photos or images.ndim in ((4,) if images.dtype == torch.uint8 else (3, 5))
     if len(images) != n or not shaped:
         got = f"{len(images)} photos" if photos else f"{images.dtype} {tuple(images.shape)}"
         raise SeeError(
-            "images: expected uint8 (N, channels, H, W), Photos or features (N, crops, F) with "
-            f"N = {n} labels, got {got}."
+            "images: expected uint8 (N, channels, H, W), Photos, features (N, crops, F) or maps "
+            f"(N, crops, channels, H, W) with N = {n} labels, got {got}."
         )
 
 # %% ../../nbs/data/09_datasets.ipynb #c07

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['QUICK', 'FROZEN', 'WHOLE', 'OMNIGLOT', 'SETTINGS', 'CONTROLS', 'CELL', 'PLAN', 'REFERENCES', 'GATE', 'PAPER_BASE',
            'PAPER_SEEDS', 'FITTED', 'PAPER', 'with_loss', 'rate_search', 'best_rates', 'beside_best', 'Part',
-           'part_searches', 'part_runs', 'experiment_of', 'run_part', 'raw_row', 'gate_table']
+           'part_searches', 'part_runs', 'experiment_of', 'run_part', 'raw_row', 'gate_table', 'n_runs',
+           'progress_table']
 
 # %% ../../nbs/experiments/00_plans.ipynb #c02
 from dataclasses import dataclass, field, replace
@@ -18,7 +19,8 @@ import torch.nn.functional as F
 from ..baselines.registry import EXPANSIONS, LOSSES, PAIRS
 from ..data.datasets import data_root
 from ..errors import one_of
-from ..retrieval.embedding import crop_features, retrieval_metrics
+from ..retrieval.embedding import retrieval_metrics
+from ..training.features import crop_features
 from ..training.recipes import Recipe
 from ..training.results import append_row, machine, read_rows
 from ..training.runs import run_recipes
@@ -31,14 +33,14 @@ _FROZEN = Recipe(
     dataset="birds100",
     backbone="tf_efficientnet_lite0",
     weights="tf_efficientnet_lite0.safetensors",
-    frozen=True,
+    frozen="backbone",
     image_size=128,
     epochs=20,
     weight_decay=1e-2,
     validation=0,
 )
 FROZEN = {name: replace(_FROZEN, dataset=name) for name in ("birds100", "cars196_train")}
-_TRAINED = {"frozen": False, "image_size": 96, "epochs": 5, "batch_norms": "eval"}
+_TRAINED = {"frozen": "", "image_size": 96, "epochs": 5, "batch_norms": "eval"}
 WHOLE = {"birds100": replace(FROZEN["birds100"], **_TRAINED)}
 OMNIGLOT = {
     "omniglot": Recipe(
@@ -416,7 +418,8 @@ def raw_row(
 ) -> None:
     "What the backbone's features reach without any training."
     splits, cache = Splits.load(recipe, root), data_root(root) / "cache"
-    model = empty_model(recipe, splits.channels, weights=weights_file(recipe, root)).eval()
+    raw = replace(recipe, frozen="backbone", warmup_epochs=0)
+    model = empty_model(raw, splits.channels, weights=weights_file(recipe, root)).eval()
     splits.store(recipe, model.interpolation, False, cache)
     dataset = splits.validation_set or splits.test_set
     photos = crop_features(model, dataset, recipe.image_size, cache=cache)
@@ -442,4 +445,32 @@ def gate_table(
         found = {"last": recalls[-1], "best": max(recalls), "minutes": row["seconds"] / 60}
         found["above raw"] = recalls[-1] - raw.get(row["image_size"], float("nan"))
         table.append({name: row[name] for name in names} | found)
+    return pd.DataFrame(table)
+
+# %% ../../nbs/experiments/00_plans.ipynb #c15d
+def n_runs(part: Part) -> int:
+    "How many runs a part has, its searches left out."
+    each = sum(len(part.changes) if label != "alone" else 1 for label in part.settings)
+    cells = len(part.recipes) * len(part.losses) * max(len(part.sizes), 1)
+    return part.seeds * cells * each
+
+
+def progress_table(
+    rows: pd.DataFrame,  # one row per run, may be none
+) -> pd.DataFrame:  # texts, a line per part of PAPER
+    "Rows and minutes of each part, planned and there."
+    table = []
+    for name, part in PAPER.items():
+        own = rows[rows.experiment == name] if len(rows) else rows
+        spent = own.seconds.sum() / 60 if len(own) else 0
+        left = len(own) < n_runs(part)
+        command = f'SEE_NB_PARTS="{name}" see-nb reproduce --preset full --only evidence_run'
+        table.append(
+            {
+                "part": name,
+                "rows": f"{len(own)} of {n_runs(part)}",
+                "minutes": f"{spent:.0f} of {part.minutes:.0f}",
+                "goes on with": command if left else "",
+            }
+        )
     return pd.DataFrame(table)

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from ..errors import SeeError, one_of
 from .recipes import Recipe, recipe_of
-from .results import check_writable, different_fields, read_rows
+from .results import check_writable, different_fields, read_rows, row_as_now
 from .training import train
 
 # %% ../../nbs/training/10_runs.ipynb #c06
@@ -232,4 +232,4 @@ def repeat_row(
         again = train(recipe_of(row), root=root, **options).row
     finally:
         torch.set_num_threads(threads)
-    return again, different_fields(row, again)
+    return again, different_fields(row_as_now(row), again)

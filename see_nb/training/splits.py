@@ -10,8 +10,6 @@ import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from torch import nn
-
 from ..data.cache import cache_photos
 from ..data.crops import shorter_side
 from see_nb.data.datasets import (
@@ -24,7 +22,8 @@ from see_nb.data.datasets import (
 )
 from ..data.photos import Photos, check_photos
 from ..errors import SeeError
-from ..retrieval.embedding import crop_features
+from .features import crop_features
+from .models import EmbeddingModel
 from .recipes import Recipe
 
 # %% ../../nbs/training/05_splits.ipynb #c06
@@ -157,11 +156,13 @@ class Splits:
 
         self._change(stored)
 
-    def take_features(self, model: nn.Module, recipe: Recipe, cache: Path) -> None:
-        "Features of a frozen backbone, in place of the images."
-        options = {"smallest": recipe.smallest_crop, "cache": cache}
+    def take_features(self, model: EmbeddingModel, recipe: Recipe, cache: Path) -> None:
+        "What comes out of the frozen part of the model, in place of the images."
+        options = {"smallest": recipe.smallest_crop, "precision": recipe.precision, "cache": cache}
 
         def features(part: RetrievalDataset) -> RetrievalDataset:
+            if part.gallery:
+                part.gallery = features(part.gallery)
             crops = recipe.crops if part is self.train_set else 0
             return crop_features(model, part, recipe.image_size, n_crops=crops, **options)
 
