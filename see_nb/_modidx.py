@@ -995,6 +995,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                                                                         'see_nb/retrieval/database.py'),
                                            'see_nb.retrieval.database.Database.run': ( 'retrieval/database.html#database.run',
                                                                                        'see_nb/retrieval/database.py'),
+                                           'see_nb.retrieval.database.Database.run_all': ( 'retrieval/database.html#database.run_all',
+                                                                                           'see_nb/retrieval/database.py'),
                                            'see_nb.retrieval.database.Database.transaction': ( 'retrieval/database.html#database.transaction',
                                                                                                'see_nb/retrieval/database.py'),
                                            'see_nb.retrieval.database.Rows': ( 'retrieval/database.html#rows',

@@ -47,7 +47,10 @@ def as_stored(text: str) -> str | bytes:
 
 def checksum(*parts: str | bytes) -> int:
     "Of some texts, to notice a bit that flipped on the disk."
-    whole = b"\0".join(p if isinstance(p, bytes) else p.encode() for p in parts)
+    try:
+        whole = "\0".join(parts).encode()
+    except TypeError:  # some are bytes
+        whole = b"\0".join([p if isinstance(p, bytes) else p.encode() for p in parts])
     return zlib.crc32(whole)
 
 # %% ../../nbs/retrieval/04_database.ipynb #c09
@@ -91,6 +94,9 @@ class Database:
         ours = self.run("PRAGMA application_id") == [(MADE_BY_US,)]
         if not ours or self.facts().get("format", FORMAT) != FORMAT:
             raise self.damaged("it is no index, or of another version")
+        pages, size = (self.run(f"PRAGMA page_{what}")[0][0] for what in ("count", "size"))
+        if path and path.stat().st_size < pages * size:
+            raise self.damaged("it is cut off")
 
     def make_tables(self) -> None:
         "Unless another process was faster."
@@ -112,6 +118,11 @@ class Database:
                 if not told:
                     print(f"waiting for another process that uses {self.path}", file=sys.stderr)
                 told = True
+
+    def run_all(self, statement: str, values: Iterable[tuple]) -> None:
+        "One statement for each of many values, inside a transaction."
+        with self.lock, self.explained():
+            self.connection.executemany(statement, values)
 
     @contextmanager
     def transaction(self, kind: str = "IMMEDIATE") -> Iterator[None]:  # or "DEFERRED", to read
@@ -187,11 +198,10 @@ class Rows(Database):
 
     def keep(self, rows: dict[str, np.ndarray]) -> None:  # hash -> row (D,)
         "Rows of a batch, on the disk before this returns."
+        data = [(name, row.astype("<f4").tobytes()) for name, row in rows.items()]
+        values = [(name, row, checksum(row)) for name, row in data]
         with self.transaction():
-            for name, row in rows.items():
-                data = row.astype("<f4").tobytes()
-                values = (name, data, checksum(data))
-                self.run("INSERT OR IGNORE INTO embeddings VALUES (?, ?, ?)", values)
+            self.run_all("INSERT OR IGNORE INTO embeddings VALUES (?, ?, ?)", values)
 
     def missing(self, hashes: Iterable[str]) -> set[str]:
         "Contents whose rows are not there, or no longer."
@@ -219,19 +229,20 @@ class Rows(Database):
     def drop(self, photos: Iterable[tuple[int, str]]) -> None:  # folder, path
         "Photos, and the rows that nobody uses any more."
         with self.transaction():
-            for number, path in photos:
-                values = (number, as_stored(path))
-                self.run("DELETE FROM photos WHERE folder = ? AND path = ?", values)
+            values = [(number, as_stored(path)) for number, path in photos]
+            self.run_all("DELETE FROM photos WHERE folder = ? AND path = ?", values)
             self.run("DELETE FROM folders WHERE number NOT IN (SELECT folder FROM photos)")
             self.run("DELETE FROM embeddings WHERE hash NOT IN (SELECT hash FROM photos)")
             self.grow()
 
-    def put(self, folder: int, path: str, label: str, looked: list) -> None:
-        "A photo that is new or was looked at again; `looked`: signature and hash."
-        path, label = as_stored(path), as_stored(label)
-        sum_of = checksum(path, label, looked[3])
-        values = (folder, path, label, looked[3], sum_of, *looked[:3])
-        self.run("INSERT OR REPLACE INTO photos VALUES (?, ?, ?, ?, ?, ?, ?, ?)", values)
+    def put(self, folder: int, photos: Iterable[tuple[str, str, list]]) -> None:
+        "Photos that are new or were looked at again: path, class, and signature and hash."
+        values = []
+        for path, label, (*signature, content) in photos:
+            path, label = as_stored(path), as_stored(label)
+            words = checksum(path, label, content)
+            values.append((folder, path, label, content, words, *signature))
+        self.run_all("INSERT OR REPLACE INTO photos VALUES (?, ?, ?, ?, ?, ?, ?, ?)", values)
 
     def looked(self) -> dict[tuple[int, str], tuple]:  # folder, path -> class, signature, hash
         "What was seen of the photos, when they were last looked at."
@@ -243,17 +254,21 @@ class Rows(Database):
         "All photos in the order of their paths, with their rows (N, D), as they are at one moment."
         with self.transaction("DEFERRED"):
             version = self.version()
-            found = self.run(
-                "SELECT folder, path, label, hash, photos.checksum, row, embeddings.checksum "
-                "FROM photos JOIN embeddings USING (hash) ORDER BY folder, path"
-            )
-        wrong = sum(checksum(r) != c or checksum(*p) != s for _, *p, s, r, c in found)
+            names = "folder, path, label, hash, checksum"
+            photos = self.run(f"SELECT {names} FROM photos ORDER BY folder, path")
+            kept = self.run("SELECT hash, row, checksum FROM embeddings")
+        if not photos:
+            return version, [], np.empty((0, 0), np.float32)
+        wrong = sum(zlib.crc32(row) != check for _, row, check in kept)
+        wrong += sum(checksum(*words) != check for _, *words, check in photos)
+        place = {name: i for i, (name, _, _) in enumerate(kept)}
+        wrong += sum(content not in place for _, _, _, content, _ in photos)
         if wrong:
-            raise self.damaged(f"the checksum of {wrong:,} of {len(found):,} photos does not match")
-        data = np.frombuffer(b"".join(row for *_, row, _ in found), "<f4")
-        rows = data.reshape(len(found), -1) if found else np.empty((0, 0), np.float32)
+            raise self.damaged(f"{wrong:,} of {len(photos):,} photos do not match their checksum")
+        rows = np.frombuffer(b"".join([row for _, row, _ in kept]), "<f4").reshape(len(kept), -1)
+        rows = rows[[place[content] for _, _, _, content, _ in photos]]
         decode = os.fsdecode
-        return version, [(n, decode(p), decode(c), h) for n, p, c, h, *_ in found], rows
+        return version, [(n, decode(p), decode(c), h) for n, p, c, h, _ in photos], rows
 
     def version(self) -> int:
         "A number that grows when photos change, and not while rows are still being made."

@@ -638,9 +638,9 @@ def embed_and_note(
         with stored.transaction():
             if stored.missing(content for *_, content in whole.values()):
                 continue  # another process has pruned in between
-            numbers = {folder: stored.place(folder) for folder in {f for f, _ in whole}}
-            for (folder, path), seen in whole.items():
-                stored.put(numbers[folder], path, listed[folder, path], seen)
+            for folder in dict.fromkeys(folder for folder, _ in whole):
+                here = [(path, listed[f, path], s) for (f, path), s in whole.items() if f == folder]
+                stored.put(stored.place(folder), here)
             stored.grow()
         return made, broken
 
@@ -723,9 +723,9 @@ def drop_gone(
 def read_state(stored: Rows) -> State:
     "The photos and rows of a file, with the faiss index beside it."
     version, photos, rows = stored.read()
-    folders = stored.folders()
+    tops = {number: os.path.join(folder, "") for number, folder in stored.folders().items()}
     table = frame_of(
-        path=[os.path.join(folders[number], path) for number, path, *_ in photos],
+        path=[tops[number] + path for number, path, *_ in photos],
         label=[label for _, _, label, _ in photos],
         digest=[content for *_, content in photos],
     )

@@ -107,7 +107,9 @@ def write_page(
     return path
 
 # %% ../../nbs/retrieval/06_pages.ipynb #c08
-NOT_HERE = "Probably not in the catalogue: nothing in it is as like this photo as its kind should be."
+NOT_HERE = (
+    "Probably not in the catalogue: nothing in it is as like this photo as its kind should be."
+)
 
 
 def results_page(
