@@ -206,13 +206,13 @@ class Train(Command):
             n_workers=None if self.workers == -1 else self.workers,
             check=self.check,
             checkpointing=self.checkpointing,
-            untrained=True,
+            raw=True,
             tracker=self.tracker,
         )
         if PartialState().is_main_process:
             size, seed = recipe.embedding_size, recipe.seed
             print(f"{recipe.method} on {recipe.dataset}, D = {size}, seed {seed}, test classes:")
-            show_metrics(run.metrics, run.row.get("untrained"))
+            show_metrics(run.metrics, run.row)
             print(f"The model is at {self.output / 'checkpoint.pt'}")
             if recipe.dataset == "folder":
                 self.write_report(run)
@@ -242,12 +242,17 @@ class Train(Command):
 
 def show_metrics(
     metrics: dict[str, float],
-    untrained: dict[str, float] | None = None,  # of the same network before training
+    row: dict,  # of the training; may hold the metrics of the raw pretrained network
 ) -> None:
-    "Metrics in percent, one a line, beside those of the untrained network."
+    "Metrics in percent, beside those of the raw pretrained network, and what to do next."
+    from see_nb.training.results import advice
+
+    raw = row.get("raw") or {}
     for name, value in metrics.items():
-        before = (untrained or {}).get(name)
-        print(f"{name:>12}  {value:7.2%}" + (f"   untrained {before:7.2%}" if before else ""))
+        before = f"   raw pretrained network {raw[name]:7.2%}" if name in raw else ""
+        print(f"{name:>12}  {value:7.2%}{before}")
+    if raw:
+        print(advice(row | metrics))
 
 # %% ../nbs/cli.ipynb #c13
 @dataclass
@@ -271,8 +276,8 @@ class Evaluate(Command):
         dataset = load_split(tested, self.root, trained=trained)
         print(f"{recipe.method}, trained on {recipe.dataset}, tested on {dataset}")
         as_then = dataset.classes == run.data["test"]["classes"]
-        before = run.row.get("untrained", {}) if as_then else {}
-        show_metrics(evaluate(run.model, dataset, image_size=recipe.image_size), before)
+        metrics = evaluate(run.model, dataset, image_size=recipe.image_size)
+        show_metrics(metrics, run.row if as_then else {})
 
 # %% ../nbs/cli.ipynb #c14
 @dataclass

@@ -19,7 +19,6 @@ from .plans import PAPER, PLAN, SETTINGS, experiment_of
 from see_nb.experiments.statistics import (
     VERDICTS,
     holm,
-    hits_by_class,
     over_seeds_and_classes,
     paired_effect,
     paired_test,
@@ -27,6 +26,7 @@ from see_nb.experiments.statistics import (
     verdict,
 )
 from ..baselines.registry import LOSSES
+from ..training.results import hits_of
 
 # %% ../../nbs/experiments/12_evidence.ipynb #c04
 def labelled(
@@ -224,6 +224,24 @@ PREDICTIONS = (
         prediction="a",
     ),
     Claim(
+        "On birds at D 64, SEE as published makes no difference at a margin of 0.1",
+        "prediction b",
+        _PUBLISHED,
+        "alone",
+        where={"margin": 0.1},
+        expected=EQUAL,
+        prediction="b",
+    ),
+    Claim(
+        "On birds at D 64, SEE as published makes a difference at a margin of 0.5",
+        "prediction b",
+        _PUBLISHED,
+        "alone",
+        where={"margin": 0.5},
+        expected=UNEQUAL,
+        prediction="b",
+    ),
+    Claim(
         "On birds at D 16, SEE with the encoder is better than repeats with the encoder",
         "prediction c",
         _ENCODER,
@@ -341,8 +359,8 @@ def _place(claim: Claim, value, group: pd.DataFrame) -> str:
 
 def _value(column: str, value) -> str:
     "A column and its value as one reads them."
-    if column == "D":
-        return f"D {value}"
+    if column in ("D", "margin"):
+        return f"{column} {value:g}"
     return f"{value:g} crop" if (column, value) == ("crops", 1) else f"{value:g} {column}"
 
 
@@ -377,9 +395,13 @@ def class_interval(
     if "hits" not in rows or claim.across or rows.hits.isna().any():
         return float("nan"), float("nan")
     pairs, sizes = pairs_of(rows, claim, "hits"), rows.class_sizes.iloc[0]
+
+    def by_class(hits: str) -> list[int]:
+        return [part.sum() for part in hits_of({"hits": hits, "class_sizes": sizes})]
+
     if len(pairs) < 2:
         return float("nan"), float("nan")
-    one, other = (np.stack([hits_by_class(h, sizes) for h in side]) for side in pairs.to_numpy().T)
+    one, other = (np.array([by_class(hits) for hits in side]) for side in pairs.to_numpy().T)
     low, high = over_seeds_and_classes(one - other, sizes)
     return 100 * low, 100 * high
 

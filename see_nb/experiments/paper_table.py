@@ -89,7 +89,7 @@ def training_command(
 ) -> str:  # to be run in the repository; once more, and it goes on where it stopped
     "One line that trains a cell of the table, with a folder of its own."
     options = "" if loss == "proxy_anchor" else f" --loss {loss}"
-    options += {"with the encoder": " --encoder-grad True", "": " --no-see"}.get(setting, "")
+    options += {"with the encoder": " --encoder-grad", "": " --no-see"}.get(setting, "")
     see = f"-see-{setting.replace(' ', '-')}" if setting else ""
     folder = f"runs/{name}-{loss}{see}-{seed}"
     return f"see-nb train --preset {name}{options} --seed {seed} --output {folder} --resume"

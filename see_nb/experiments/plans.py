@@ -231,35 +231,30 @@ _PAPER = Recipe(  # how all runs with the paper's network begin; rates are settl
     dataset="cub200_2010",
     backbone="resnet50_v1",
     weights="resnet50_imagenet.safetensors",
-    image_size=160,
+    frozen="layer3",
+    crops=4,
+    image_size=128,
     batch_norms="frozen",
-    precision="bf16",
     embedding_size=512,
-    epochs=10,
-    warmup_epochs=1,
+    epochs=4,
     batch_size=90,
     learning_rate=1e-4,
     proxy_rate=100.0,
-    schedule="step",
-    step_epochs=4,
     weight_decay=1e-2,
     validation=0.0,
 )
 GATE = {  # candidates, trained without SEE and looked at on validation classes only
-    "whole, 160 px": _PAPER,
-    "whole, 128 px": replace(_PAPER, image_size=128),
+    "stage 4, rate 1e-4": _PAPER,
+    "stage 4, rate 3e-4": replace(_PAPER, learning_rate=3e-4),
 }
-PAPER_BASE = GATE["whole, 160 px"]  # what passed the gate
-PAPER_SEEDS = {"paper main": 8, "paper few dimensions": 5, "paper cheap": 10}
-_CHEAP = replace(
-    FROZEN["birds100"],
-    **{name: getattr(_PAPER, name) for name in ("dataset", "backbone", "weights", "image_size")},
-    precision="bf16",
-)
+PAPER_BASE = GATE["stage 4, rate 1e-4"]  # what passed the gate
+PAPER_SEEDS = {"paper main": 6, "paper few dimensions": 5, "paper cheap": 10}
+_CHEAP = replace(_PAPER, frozen="backbone", epochs=20, batch_size=64)
 
 # %% ../../nbs/experiments/00_plans.ipynb #c13d
 _CARS_16 = replace(FROZEN["cars196_train"], embedding_size=16, learning_rate=3e-3, proxy_rate=10.0)
 _BIRDS_16 = replace(FROZEN["birds100"], embedding_size=16, learning_rate=1e-3, proxy_rate=1000.0)
+_BIRDS_64 = replace(_BIRDS_16, embedding_size=64)
 FITTED = {  # what is trained how long, for prediction (a)
     **{f"{epochs} epochs": replace(_CARS_16, epochs=epochs) for epochs in (10, 20, 40, 80)},
     "one crop": replace(_CARS_16, crops=1),
@@ -275,13 +270,13 @@ _PAPER_ARMS = ("alone", "SEE, as published", *_ENCODER_ARMS[:2])
 _FRESH = {"sizes": (), "searched": False, "first_seed": 100}
 PAPER = {
     "paper gate": Part(
-        "Which baseline is strong within an hour a run?",
+        "Which baseline is strong within minutes a run?",
         ("alone",),
         {name: replace(recipe, validation=0.2) for name, recipe in GATE.items()},
         sizes=(),
         seeds=1,
         searched=False,
-        minutes=360,
+        minutes=20,
     ),
     "paper main": Part(
         "Does SEE help the paper's network?",
@@ -291,7 +286,7 @@ PAPER = {
         seeds=PAPER_SEEDS["paper main"],
         searched=False,
         spread=0.36,
-        minutes=60 * 4 * PAPER_SEEDS["paper main"],
+        minutes=3.5 * 4 * PAPER_SEEDS["paper main"],
     ),
     "paper few dimensions": Part(
         "Does it help it more in few dimensions?",
@@ -301,7 +296,7 @@ PAPER = {
         seeds=PAPER_SEEDS["paper few dimensions"],
         searched=False,
         spread=0.4,
-        minutes=60 * 4 * PAPER_SEEDS["paper few dimensions"],
+        minutes=3.5 * 4 * PAPER_SEEDS["paper few dimensions"],
     ),
     "paper cheap": Part(
         "Does it help heads on frozen features of that network?",
@@ -320,6 +315,15 @@ PAPER = {
         seeds=10,
         spread=0.45,
         minutes=16,
+        **_FRESH,
+    ),
+    "prediction b": Part(
+        "Does SEE as published need embeddings close to their proxies?",
+        ("alone", "SEE, as published"),
+        {f"margin {margin:g}": replace(_BIRDS_64, margin=margin) for margin in (0.1, 0.5)},
+        seeds=10,
+        spread=0.27,
+        minutes=4,
         **_FRESH,
     ),
     "prediction c": Part(

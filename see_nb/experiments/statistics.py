@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['VERDICTS', 'summarise', 'paired_difference', 'paired_test', 'holm', 'smallest_effect', 'equivalence', 'paired_effect',
-           'verdict', 'random_effects', 'hits_by_class', 'over_seeds_and_classes', 'comparison_table']
+           'verdict', 'random_effects', 'over_seeds_and_classes', 'comparison_table']
 
 # %% ../../nbs/experiments/01_statistics.ipynb #c02
 import numpy as np
@@ -146,15 +146,6 @@ def random_effects(
     return {"difference": mean, **around, "p": p, "n": n, "sd": between**0.5}
 
 # %% ../../nbs/experiments/01_statistics.ipynb #c18f
-def hits_by_class(
-    hits: str,  # of a row: bits of the queries, sorted by class, packed and in hexadecimal
-    class_sizes: list[int],  # queries of each class, in the same order
-) -> np.ndarray:  # hits in each class, (C,)
-    "How many queries of each class found their class."
-    bits = np.unpackbits(np.frombuffer(bytes.fromhex(hits), np.uint8), count=sum(class_sizes))
-    return np.add.reduceat(bits.astype(int), np.cumsum([0, *class_sizes[:-1]]))
-
-
 def over_seeds_and_classes(
     gains: np.ndarray,  # hits of one minus hits of the other: a row per seed, a column per class
     class_sizes: list[int],  # queries of each class, (C,)

@@ -23,10 +23,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from ..data.crops import Crops, test_transform
 from ..data.datasets import RetrievalDataset, recall_ks
 from ..data.folders import OwnPhotos
-from ..data.photos import Photos, Picture, read_photo
+from ..data.photos import Crops, Photos, Picture, read_photo, test_transform
 from ..errors import SeeError
 from see_nb.retrieval.metrics import (
     mean_average_precision_at_r,

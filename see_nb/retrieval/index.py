@@ -27,8 +27,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from ..data.folders import OwnPhotos, clean, frame_of, real_paths
-from ..data.lists import on_disk
+from ..data.folders import OwnPhotos, clean, frame_of, on_disk, real_paths
 from ..data.photos import Photos, Picture, hash_photos, printable, read_photo
 from ..errors import SeeError, near, needs, one_of
 from ..files import WRITTEN, expanded, refuse_foreign, replacing

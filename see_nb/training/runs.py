@@ -228,7 +228,7 @@ def repeat_row(
     threads = torch.get_num_threads()
     torch.set_num_threads(int(row["threads"]))
     try:
-        options = {"untrained": bool(row.get("untrained")), "progress": False}
+        options = {"raw": bool(row.get("raw")), "progress": False}
         again = train(recipe_of(row), root=root, **options).row
     finally:
         torch.set_num_threads(threads)
