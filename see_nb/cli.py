@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Root', 'READING', 'COMMANDS', 'Command', 'Reproduce', 'GpuEvidence', 'RecipeOptions', 'Start', 'starting_recipe',
-           'Train', 'show_metrics', 'Evaluate', 'Datasets', 'MakeIndex', 'show_left_out', 'Search', 'Export', 'App',
-           'parse', 'warnings_in_one_line', 'escape_what_cannot_be_shown', 'main']
+           'Train', 'show_metrics', 'Evaluate', 'Compare', 'Datasets', 'MakeIndex', 'show_left_out', 'Search', 'Export',
+           'App', 'parse', 'warnings_in_one_line', 'escape_what_cannot_be_shown', 'main']
 
 # %% ../nbs/cli.ipynb #c02
 import contextlib
@@ -279,6 +279,68 @@ class Evaluate(Command):
         metrics = evaluate(run.model, dataset, image_size=recipe.image_size)
         show_metrics(metrics, run.row if as_then else {})
 
+# %% ../nbs/cli.ipynb #c13b
+@dataclass
+class Compare(Command):
+    "Compare losses with the same budget and the same seeds; OUTPUT gets rows and a page."
+
+    kept: ClassVar[str] = "Finished runs are kept: the same command again goes on."
+
+    # two or more, the first is what the others must beat: a name of the registry or module:name of
+    # your own, with +see (as published) or +see-encoder behind it
+    losses: Positional[tuple[str, ...]]
+    # data set; folder: your own photos in ROOT, one folder a class
+    dataset: str = "folder"
+    root: Root = None
+    # recipe of everything but the loss, by the number of photos: small, medium, large or auto;
+    # empty: the defaults, for drawings
+    size: str = "small"
+    # or a recipe of the paper's table, for instance cub200-deit_small-128
+    preset: str = ""
+    # share of the classes that test, for a folder of your own
+    test_fraction: float = 0.5
+    # passes over the training images; 0: as the recipe says
+    epochs: int = 0
+    # paired runs of each
+    seeds: int = 8
+    # runs of each to find its rates; 0: the rates of the recipe
+    searches: int = 8
+    # points of Recall@1 below which a difference does not matter
+    margin: float = 0.5
+    # runs at a time; 0: one per core
+    processes: int = 0
+    # submitit: on a SLURM cluster
+    launcher: Literal["local", "submitit"] = "local"
+    # folder of rows, checkpoints and page; finished runs in it are not made again
+    output: Path = Path("see-nb-compare")
+    # say what it would do and stop
+    show: bool = False
+
+    def run(self) -> None:
+        with needs("notebooks", "compare"):
+            from see_nb.experiments.compare import compare, compare_page, plan_in_words
+            from see_nb.experiments.evidence import tests_table
+        recipes = self.recipes()
+        if self.show:
+            print(plan_in_words(len(recipes), self.seeds, self.searches))
+            return
+        names = ("seeds", "output", "searches", "margin", "root", "launcher")
+        options = {name: getattr(self, name) for name in names}
+        found = compare(recipes, processes=self.processes or None, **options)
+        print(tests_table(found.tests()).to_string(index=False))
+        print(f"The page is at {compare_page(found, self.output / 'compare.html')}")
+
+    def recipes(self) -> dict[str, Recipe]:
+        "A recipe for each loss, by what was typed."
+        from see_nb.experiments.compare import recipe_for
+
+        sys.path.insert(0, str(Path.cwd()))  # for losses of one's own
+        size = "" if self.preset else self.size
+        base = Start(self.preset, size, self.dataset, self.root, self.test_fraction).recipe()
+        base = base if self.preset else replace(base, dataset=self.dataset)
+        base = replace(base, epochs=self.epochs or base.epochs)
+        return {text: recipe_for(text, base) for text in self.losses}
+
 # %% ../nbs/cli.ipynb #c14
 @dataclass
 class Datasets(Command):
@@ -482,6 +544,7 @@ COMMANDS = {
     "reproduce": Reproduce,
     "train": Train,
     "evaluate": Evaluate,
+    "compare": Compare,
     "datasets": Datasets,
     "index": MakeIndex,
     "search": Search,
