@@ -52,9 +52,9 @@ def test_all_parts_run_and_a_second_call_makes_nothing_again(tiny, tmp_path):
     assert checks.commit.str.len().gt(0).all() and checks.hardware.str.len().gt(0).all()
     trained = rows[rows.experiment == "evidence whole"]
     assert trained.seed.tolist() == [0, 0, 0, 1, 1, 1]
-    assert labelled(trained).method.tolist() == 2 * list(WHOLE.settings)
+    assert labelled(trained).arm.tolist() == 2 * list(WHOLE.settings)
     table = whole_table(rows)
-    assert table.method.tolist() == list(WHOLE.settings)
+    assert table.arm.tolist() == list(WHOLE.settings)
     assert table.n.dropna().tolist() == [2, 2] and table.difference.isna().tolist()[0]
     assert len(check_table(rows)) == len(checks)
     assert gpu_evidence(path, device=DEVICE, plan=PLAN) and path.read_bytes() == content

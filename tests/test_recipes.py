@@ -43,10 +43,11 @@ def test_any_fields_are_taken_or_refused_in_one_line(changes):
         assert one_line(error)
         return
     for field in fields(Recipe):
-        kinds = {type(field.default), bool} if field.default is None else {type(field.default)}
+        kinds = {type(field.default)} | ({bool, float} if field.default is None else set())
         assert type(getattr(recipe, field.name)) in kinds, field.name
     for name, (least, most) in LIMITS.items():
-        assert least <= getattr(recipe, name) <= most
+        value = getattr(recipe, name)
+        assert (name == "margin" and value is None) or least <= value <= most
     assert Recipe(**asdict(recipe)) == recipe and len(recipe.fingerprint) == 12 and recipe.method
 
 
@@ -80,6 +81,9 @@ def test_any_fields_are_taken_or_refused_in_one_line(changes):
         ({"image_mix": "mixupp"}, "expected one of '', mixup, cutmix"),
         ({"batch_size": 63}, "expected a multiple of samples_per_class"),
         ({"frozen": True}, "conv4 starts at random"),
+        ({"frozen": 1}, "frozen: expected a text"),
+        ({"margin": "0.1"}, "margin: expected a number or None"),
+        ({"margin": 0.2, "loss": "contrastive"}, "the loss 'contrastive' has none"),
         ({"encoder_grad": False, "proxy_grad": False}, "expected at least one of them"),
         ({"epochs": 1}, "nothing would be expanded in 1 epoch with curriculum 'rising'"),
         ({"fraction": 0}, "nothing would be expanded in 15 epochs"),
@@ -148,11 +152,10 @@ def test_the_same_training_has_one_fingerprint_however_the_default_is_said():
 
 
 def test_stored_rows_have_the_fingerprint_of_their_recipe(root):
-    names = list(asdict(Recipe()))
     for path in sorted((root / "nbs" / "experiments" / "results").glob("*.jsonl")):
         for row in map(json.loads, path.read_text().splitlines()):
-            if row.get("loss") in LOSSES:  # raw features have none, other margins are no names
-                recipe = Recipe(**{name: row[name] for name in names if name in row})
+            if "see" in row:  # raw features have no recipe
+                recipe = recipe_of(row)
                 assert recipe.fingerprint == row["fingerprint"]
                 assert recipe.encoder_learns == row["encoder_grad"]
 
@@ -217,3 +220,19 @@ def test_recipes_and_presets_load_neither_torch_nor_pandas():
     code = "import sys, see_nb.training.presets; print({'torch', 'pandas'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+def test_fields_of_old_recipes_mean_what_they_meant():
+    old = Recipe(backbone="resnet50", image_size=64, frozen=True)
+    assert old == Recipe(backbone="resnet50", image_size=64, frozen="backbone")
+    assert asdict(old)["frozen"] == "backbone"
+    assert Recipe(frozen=False) == Recipe()
+    stored = asdict(Recipe()) | {"loss": "proxy_anchor_-0.1"}
+    del stored["margin"]
+    now = recipe_of(stored)
+    assert (now.loss, now.margin, now.method) == (
+        "proxy_anchor",
+        -0.1,
+        "Proxy-Anchor, margin -0.1 + SEE, as published",
+    )
+    assert len({now.fingerprint, Recipe().fingerprint, Recipe(margin=0.3).fingerprint}) == 3

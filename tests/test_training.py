@@ -17,10 +17,11 @@ import pytest
 import torch
 from accelerate import notebook_launcher
 from conftest import in_processes
+from torch import nn
 
 from see_nb.baselines.registry import EXPANSIONS, LOSSES, build_loss
-from see_nb.data.crops import Crops
 from see_nb.data.datasets import data_root, dataset_states, load_dataset
+from see_nb.data.photos import Crops
 from see_nb.errors import SeeError
 from see_nb.experiments.statistics import comparison_table
 from see_nb.method.see_loss import SEELoss
@@ -29,7 +30,7 @@ from see_nb.training import steps, training
 from see_nb.training.checkpoints import read_checkpoint
 from see_nb.training.presets import PRESETS
 from see_nb.training.recipes import Recipe
-from see_nb.training.results import read_rows
+from see_nb.training.results import advice, different_fields, hits_of, read_rows
 from see_nb.training.splits import load_split
 from see_nb.training.training import load_model, train
 
@@ -179,6 +180,13 @@ def test_every_augmentation_trains(tiny, expansion):
     learned = expansion in ("daml", "hdml")  # their generators have to learn first
     run = train(around(expansion, epochs=12 if learned else 6), progress=False)
     assert run.metrics["recall_at_1"] > 0.5 and run.row["method"].startswith("Proxy-Anchor + ")
+
+
+def test_a_row_keeps_each_query_s_hit(tiny):
+    run = train(replace(SMALL, curriculum="constant"), progress=False)
+    hits = hits_of(run.row)
+    assert [len(part) for part in hits] == load_split(run.recipe).labels.bincount().tolist()
+    assert sum(part.sum() for part in hits) / run.row["n_test"] == run.row["recall_at_1"]
 
 
 def test_a_row_is_whole_and_plain_json(tiny, tmp_path):
@@ -681,7 +689,9 @@ def test_queries_search_their_gallery_from_training_to_evaluation(see_nb_command
     ), done.stderr
 
 
-def test_a_frozen_backbone_trains_its_head_on_cached_crops(tmp_path, monkeypatch):
+@pytest.fixture
+def small_photos(tmp_path, monkeypatch):
+    "A folder of 32 photos of 8 classes, with caches beside it."
     from PIL import Image
 
     monkeypatch.setenv("SEE_NB_DATA", str(tmp_path / "home"))
@@ -690,37 +700,100 @@ def test_a_frozen_backbone_trains_its_head_on_cached_crops(tmp_path, monkeypatch
         (tmp_path / "photos" / f"{label}").mkdir(parents=True)
         colour = torch.randint(0, 200, (3,), generator=generator)
         for i in range(4):
-            pixels = (
-                (colour + torch.randint(0, 56, (48, 40, 3), generator=generator))
-                .to(torch.uint8)
-                .numpy()
-            )
+            noise = torch.randint(0, 56, (48, 40, 3), generator=generator)
+            pixels = (colour + noise).to(torch.uint8).numpy()
             Image.fromarray(pixels).save(tmp_path / "photos" / f"{label}" / f"{i}.png")
-    recipe = Recipe(dataset="folder", backbone="squeezenet1_0", pretrained=False, frozen=True, crops=3, image_size=32, epochs=4,
-                    batch_size=8, validation=0.0, embedding_size=12, learning_rate=1e-3)  # fmt: skip
-    run = train(recipe, root=tmp_path / "photos", progress=False)
-    files = list((tmp_path / "home" / "cache").glob("features-*.safetensors"))
+    return tmp_path / "photos"
+
+
+class Unit(nn.Module):
+    def forward(self, x):
+        return nn.functional.normalize(x)
+
+
+CUT = Recipe(dataset="folder", backbone="resnet10t", pretrained=False, crops=3, image_size=32, epochs=4,
+             batch_size=8, validation=0.0, embedding_size=12, learning_rate=1e-3, batch_norms="eval")  # fmt: skip
+
+
+@pytest.mark.parametrize("stage", ["backbone", "layer3"])
+def test_what_comes_out_of_the_frozen_part_is_made_once(small_photos, tmp_path, stage):
+    recipe = replace(CUT, frozen=stage)
+    run = train(recipe, root=small_photos, progress=False)
+
+    def kept():
+        return {
+            p: p.stat().st_ino for p in (tmp_path / "home" / "cache" / "features").glob("*.npy")
+        }
+
+    files = kept()
     assert len(files) == 2
     torch.manual_seed(0)
-    start = training.create_model("squeezenet1_0", 12, pretrained=False, image_size=32)
-    assert all(
-        torch.equal(a, b)
-        for a, b in zip(
-            start.backbone.state_dict().values(), run.model.backbone.state_dict().values()
-        )
-    )
+    start = training.empty_model(recipe, 3, pretrained=False)
+    before, now = (m.backbone.state_dict() for m in (start, run.model))
+    moved = {name.split(".")[0] for name in before if not torch.equal(before[name], now[name])}
+    assert moved == ({"layer4"} if stage == "layer3" else set())
     assert not torch.equal(start.head[1].weight, run.model.head[1].weight)
-    again = train(recipe, root=tmp_path / "photos", progress=False)
-    assert (
-        again.metrics == run.metrics
-        and len(list((tmp_path / "home" / "cache").glob("features-*.safetensors"))) == 2
-    )
+    again = train(recipe, root=small_photos, progress=False)
+    assert (again.metrics, kept()) == (run.metrics, files)
+    # through the whole network, or from what was kept: the same
     whole = training.evaluate(
-        run.model, load_dataset("folder", tmp_path / "photos", "test"), image_size=32
+        run.model, load_dataset("folder", small_photos, "test"), image_size=32
     )
-    assert whole == pytest.approx(
-        run.metrics
-    )  # through the backbone or from the features: the same
+    assert whole == pytest.approx(run.metrics)
+
+
+@pytest.mark.parametrize("stage", ["", "layer3", "backbone"])
+def test_the_raw_network_is_measured_before_training(small_photos, tmp_path, stage):
+    start = training.empty_model(CUT, 3, pretrained=False)
+    torch.save(start.backbone.state_dict(), tmp_path / "weights.pt")
+    recipe = replace(CUT, weights=str(tmp_path / "weights.pt"), frozen=stage, epochs=2)
+    row = train(recipe, root=small_photos, progress=False, raw=True).row
+    features = nn.Sequential(training.Features(start), Unit())
+    test_set = load_dataset("folder", small_photos, "test")
+    expected = evaluate(features.eval(), test_set, image_size=32)
+    raw = dict(row["raw"])
+    assert raw.pop("embedding_size") == 512
+    assert raw == pytest.approx(expected, abs=0.1 if stage == "layer3" else 1e-6)
+    assert advice(row)
+    assert not train(replace(SMALL, see=False), progress=False, raw=True).row["raw"]
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_a_network_frozen_up_to_a_stage_goes_on_to_the_bit(small_photos, tmp_path, precision):
+    recipe = replace(CUT, frozen="layer3", precision=precision)
+    whole = train(recipe, root=small_photos, progress=False, checkpoint=tmp_path / "whole.pt")
+
+    class Stop(Exception):
+        pass
+
+    def watch(*_, **__):
+        nonlocal left
+        left -= 1
+        if not left:
+            raise Stop
+        return {}
+
+    left, kept = 3, {"checkpoint": tmp_path / "cut.pt", "root": small_photos, "progress": False}
+    with pytest.raises(Stop):
+        train(recipe, watch=watch, **kept)
+    assert "row" not in read_checkpoint(tmp_path / "cut.pt")
+    cut = train(recipe, resume=True, **kept)
+    assert same_weights(*(read_checkpoint(tmp_path / f"{n}.pt") for n in ("whole", "cut")))
+    assert different_fields(whole.row, cut.row) == []
+    model = load_model(tmp_path / "cut.pt")[1]
+    assert torch.equal(model.head[1].weight, cut.model.head[1].weight)
+
+
+def test_a_flipped_bit_in_what_is_kept_is_found(small_photos, tmp_path):
+    recipe = replace(CUT, frozen="layer3")
+    run = train(recipe, root=small_photos, progress=False)
+    for path in (tmp_path / "home" / "cache" / "features").glob("*.npy"):
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 64
+        path.write_bytes(content)
+    with pytest.warns(UserWarning, match="checksum does not match"):
+        again = train(recipe, root=small_photos, progress=False)
+    assert different_fields(run.row, again.row) == []
 
 
 CUB50 = (data_root() / "CUB_200_2011" / "images.txt").exists() and (

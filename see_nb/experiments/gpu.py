@@ -323,6 +323,6 @@ def whole_table(
     if not len(rows):
         return rows
     rows = labelled(rows)
-    means = summarise(rows, ["dataset", "method"], "recall").drop(columns="n")
-    pairs = paired_difference(rows, ["dataset"], "recall", "alone")
-    return means.merge(pairs.drop(columns="se"), "left", ["dataset", "method"])
+    means = summarise(rows, ["dataset", "arm"], "recall").drop(columns="n")
+    pairs = paired_difference(rows, ["dataset"], "recall", "alone", "arm")
+    return means.merge(pairs.drop(columns="se"), "left", ["dataset", "arm"])

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TABLE_CELL', 'PAPER_DATASETS', 'PAPER_BACKBONES', 'AS_PUBLISHED', 'WITH_ENCODER', 'PAPER_METHODS', 'UNTRAINED',
            'read_paper', 'training_command', 'how_to_fill', 'table_runs', 'side_by_side', 'settings_table', 'as_texts',
-           'as_latex']
+           'as_latex', 'paper_gains']
 
 # %% ../../nbs/experiments/02_paper_table.ipynb #c02
 from dataclasses import asdict
@@ -89,7 +89,7 @@ def training_command(
 ) -> str:  # to be run in the repository; once more, and it goes on where it stopped
     "One line that trains a cell of the table, with a folder of its own."
     options = "" if loss == "proxy_anchor" else f" --loss {loss}"
-    options += {"with the encoder": " --encoder-grad True", "": " --no-see"}.get(setting, "")
+    options += {"with the encoder": " --encoder-grad", "": " --no-see"}.get(setting, "")
     see = f"-see-{setting.replace(' ', '-')}" if setting else ""
     folder = f"runs/{name}-{loss}{see}-{seed}"
     return f"see-nb train --preset {name}{options} --seed {seed} --output {folder} --resume"
@@ -239,3 +239,15 @@ def as_latex(
     text = as_texts(table).to_latex(escape=True, multirow=False, multicolumn_format="c")
     # in text, | prints as a dash in LaTeX's old fonts
     return text.replace("±", r"$\pm$").replace(" |", r" $|$")
+
+# %% ../../nbs/experiments/02_paper_table.ipynb #c33b
+def paper_gains(
+    paper: pd.DataFrame,  # of `read_paper`
+) -> pd.DataFrame:  # indexed by backbone, D and data set; points of Recall@1
+    "SEE minus Hyp, and minus the best other trained method."
+    own = paper[(paper.metric == "R@1") & ~paper.method.isin(UNTRAINED)]
+    wide = own.pivot(index=TABLE_CELL[1:], columns="method", values="percent")
+    wide = wide[wide.SEE.notna()]
+    others = wide.drop(columns="SEE")
+    gains = {"SEE - Hyp": wide.SEE - others.Hyp, "SEE - best other": wide.SEE - others.max(axis=1)}
+    return pd.DataFrame(gains).assign(**{"best other": others.idxmax(axis=1)}).round(1)

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['QUICK', 'FROZEN', 'WHOLE', 'OMNIGLOT', 'SETTINGS', 'CONTROLS', 'CELL', 'PLAN', 'REFERENCES', 'GATE', 'PAPER_BASE',
            'PAPER_SEEDS', 'FITTED', 'PAPER', 'with_loss', 'rate_search', 'best_rates', 'beside_best', 'Part',
-           'part_searches', 'part_runs', 'experiment_of', 'run_part', 'raw_row', 'gate_table']
+           'part_searches', 'part_runs', 'experiment_of', 'run_part', 'raw_row', 'gate_table', 'n_runs',
+           'progress_table']
 
 # %% ../../nbs/experiments/00_plans.ipynb #c02
 from dataclasses import dataclass, field, replace
@@ -18,7 +19,8 @@ import torch.nn.functional as F
 from ..baselines.registry import EXPANSIONS, LOSSES, PAIRS
 from ..data.datasets import data_root
 from ..errors import one_of
-from ..retrieval.embedding import crop_features, retrieval_metrics
+from ..retrieval.embedding import retrieval_metrics
+from ..training.features import crop_features
 from ..training.recipes import Recipe
 from ..training.results import append_row, machine, read_rows
 from ..training.runs import run_recipes
@@ -31,14 +33,14 @@ _FROZEN = Recipe(
     dataset="birds100",
     backbone="tf_efficientnet_lite0",
     weights="tf_efficientnet_lite0.safetensors",
-    frozen=True,
+    frozen="backbone",
     image_size=128,
     epochs=20,
     weight_decay=1e-2,
     validation=0,
 )
 FROZEN = {name: replace(_FROZEN, dataset=name) for name in ("birds100", "cars196_train")}
-_TRAINED = {"frozen": False, "image_size": 96, "epochs": 5, "batch_norms": "eval"}
+_TRAINED = {"frozen": "", "image_size": 96, "epochs": 5, "batch_norms": "eval"}
 WHOLE = {"birds100": replace(FROZEN["birds100"], **_TRAINED)}
 OMNIGLOT = {
     "omniglot": Recipe(
@@ -229,35 +231,30 @@ _PAPER = Recipe(  # how all runs with the paper's network begin; rates are settl
     dataset="cub200_2010",
     backbone="resnet50_v1",
     weights="resnet50_imagenet.safetensors",
-    image_size=160,
+    frozen="layer3",
+    crops=4,
+    image_size=128,
     batch_norms="frozen",
-    precision="bf16",
     embedding_size=512,
-    epochs=10,
-    warmup_epochs=1,
+    epochs=4,
     batch_size=90,
     learning_rate=1e-4,
     proxy_rate=100.0,
-    schedule="step",
-    step_epochs=4,
     weight_decay=1e-2,
     validation=0.0,
 )
 GATE = {  # candidates, trained without SEE and looked at on validation classes only
-    "whole, 160 px": _PAPER,
-    "whole, 128 px": replace(_PAPER, image_size=128),
+    "stage 4, rate 1e-4": _PAPER,
+    "stage 4, rate 3e-4": replace(_PAPER, learning_rate=3e-4),
 }
-PAPER_BASE = GATE["whole, 160 px"]  # what passed the gate
-PAPER_SEEDS = {"paper main": 8, "paper few dimensions": 5, "paper cheap": 10}
-_CHEAP = replace(
-    FROZEN["birds100"],
-    **{name: getattr(_PAPER, name) for name in ("dataset", "backbone", "weights", "image_size")},
-    precision="bf16",
-)
+PAPER_BASE = GATE["stage 4, rate 1e-4"]  # what passed the gate
+PAPER_SEEDS = {"paper main": 6, "paper few dimensions": 5, "paper cheap": 10}
+_CHEAP = replace(_PAPER, frozen="backbone", epochs=20, batch_size=64)
 
 # %% ../../nbs/experiments/00_plans.ipynb #c13d
 _CARS_16 = replace(FROZEN["cars196_train"], embedding_size=16, learning_rate=3e-3, proxy_rate=10.0)
 _BIRDS_16 = replace(FROZEN["birds100"], embedding_size=16, learning_rate=1e-3, proxy_rate=1000.0)
+_BIRDS_64 = replace(_BIRDS_16, embedding_size=64)
 FITTED = {  # what is trained how long, for prediction (a)
     **{f"{epochs} epochs": replace(_CARS_16, epochs=epochs) for epochs in (10, 20, 40, 80)},
     "one crop": replace(_CARS_16, crops=1),
@@ -273,13 +270,13 @@ _PAPER_ARMS = ("alone", "SEE, as published", *_ENCODER_ARMS[:2])
 _FRESH = {"sizes": (), "searched": False, "first_seed": 100}
 PAPER = {
     "paper gate": Part(
-        "Which baseline is strong within an hour a run?",
+        "Which baseline is strong within minutes a run?",
         ("alone",),
         {name: replace(recipe, validation=0.2) for name, recipe in GATE.items()},
         sizes=(),
         seeds=1,
         searched=False,
-        minutes=360,
+        minutes=20,
     ),
     "paper main": Part(
         "Does SEE help the paper's network?",
@@ -289,7 +286,7 @@ PAPER = {
         seeds=PAPER_SEEDS["paper main"],
         searched=False,
         spread=0.36,
-        minutes=60 * 4 * PAPER_SEEDS["paper main"],
+        minutes=3.5 * 4 * PAPER_SEEDS["paper main"],
     ),
     "paper few dimensions": Part(
         "Does it help it more in few dimensions?",
@@ -299,7 +296,7 @@ PAPER = {
         seeds=PAPER_SEEDS["paper few dimensions"],
         searched=False,
         spread=0.4,
-        minutes=60 * 4 * PAPER_SEEDS["paper few dimensions"],
+        minutes=3.5 * 4 * PAPER_SEEDS["paper few dimensions"],
     ),
     "paper cheap": Part(
         "Does it help heads on frozen features of that network?",
@@ -315,18 +312,27 @@ PAPER = {
         "Does the sign of SEE with the encoder turn when the loss alone has finished?",
         ("alone", "SEE, with the encoder"),
         FITTED,
-        seeds=5,
+        seeds=10,
         spread=0.45,
-        minutes=17,
+        minutes=16,
+        **_FRESH,
+    ),
+    "prediction b": Part(
+        "Does SEE as published need embeddings close to their proxies?",
+        ("alone", "SEE, as published"),
+        {f"margin {margin:g}": replace(_BIRDS_64, margin=margin) for margin in (0.1, 0.5)},
+        seeds=10,
+        spread=0.27,
+        minutes=4,
         **_FRESH,
     ),
     "prediction c": Part(
         "Is it SEE, or would anything do that reaches the encoder?",
         _ENCODER_ARMS,
         {"birds100": _BIRDS_16},
-        seeds=10,
+        seeds=20,
         spread=0.5,
-        minutes=4,
+        minutes=6,
         **_FRESH,
     ),
 }
@@ -416,7 +422,8 @@ def raw_row(
 ) -> None:
     "What the backbone's features reach without any training."
     splits, cache = Splits.load(recipe, root), data_root(root) / "cache"
-    model = empty_model(recipe, splits.channels, weights=weights_file(recipe, root)).eval()
+    raw = replace(recipe, frozen="backbone", warmup_epochs=0)
+    model = empty_model(raw, splits.channels, weights=weights_file(recipe, root)).eval()
     splits.store(recipe, model.interpolation, False, cache)
     dataset = splits.validation_set or splits.test_set
     photos = crop_features(model, dataset, recipe.image_size, cache=cache)
@@ -442,4 +449,32 @@ def gate_table(
         found = {"last": recalls[-1], "best": max(recalls), "minutes": row["seconds"] / 60}
         found["above raw"] = recalls[-1] - raw.get(row["image_size"], float("nan"))
         table.append({name: row[name] for name in names} | found)
+    return pd.DataFrame(table)
+
+# %% ../../nbs/experiments/00_plans.ipynb #c15d
+def n_runs(part: Part) -> int:
+    "How many runs a part has, its searches left out."
+    each = sum(len(part.changes) if label != "alone" else 1 for label in part.settings)
+    cells = len(part.recipes) * len(part.losses) * max(len(part.sizes), 1)
+    return part.seeds * cells * each
+
+
+def progress_table(
+    rows: pd.DataFrame,  # one row per run, may be none
+) -> pd.DataFrame:  # texts, a line per part of PAPER
+    "Rows and minutes of each part, planned and there."
+    table = []
+    for name, part in PAPER.items():
+        own = rows[rows.experiment == name] if len(rows) else rows
+        spent = own.seconds.sum() / 60 if len(own) else 0
+        left = len(own) < n_runs(part)
+        command = f'SEE_NB_PARTS="{name}" see-nb reproduce --preset full --only evidence_run'
+        table.append(
+            {
+                "part": name,
+                "rows": f"{len(own)} of {n_runs(part)}",
+                "minutes": f"{spent:.0f} of {part.minutes:.0f}",
+                "goes on with": command if left else "",
+            }
+        )
     return pd.DataFrame(table)

@@ -185,11 +185,6 @@ def with_margin(
     recipe: Recipe,  # around Proxy-Anchor
     margin: float,  # in cosine; published: 0.1
 ) -> Recipe:
-    "The recipe with another margin. A margin is a loss of its own in the registry."
-    published = LOSSES["proxy_anchor"]
-    if margin == published.settings["margin"]:
-        return replace(recipe, loss="proxy_anchor")
-    settings = published.settings | {"margin": margin}
-    name, label = f"proxy_anchor_{margin:g}", f"{published.label}, margin {margin:g}"
-    LOSSES[name] = replace(published, label=label, settings=settings)
-    return replace(recipe, loss=name)
+    "The recipe with another margin; the published one is the loss's own."
+    published = LOSSES["proxy_anchor"].settings["margin"]
+    return replace(recipe, margin=None if margin == published else margin)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['find_photos', 'as_dataset', 'crop_size', 'place_of', 'embedded', 'whole_batch', 'image_loader', 'embed',
-           'retrieval_metrics', 'evaluate', 'neighbours', 'weights_digest', 'crop_features']
+           'retrieval_metrics', 'evaluate', 'neighbours', 'weights_digest']
 
 # %% ../../nbs/retrieval/02_embedding.ipynb #c02
 import hashlib
@@ -17,17 +17,13 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torchvision.datasets.folder import IMG_EXTENSIONS
-from tqdm import tqdm
 
-from ..data.crops import Crops, test_transform, train_transform
 from ..data.datasets import RetrievalDataset, recall_ks
-from ..data.photos import Photos
+from ..data.photos import Crops, Photos, test_transform
 from ..errors import SeeError
-from ..files import locked
 from see_nb.retrieval.metrics import (
     mean_average_precision_at_r,
     nearest,
@@ -236,57 +232,3 @@ def weights_digest(
     for name, tensor in module.state_dict().items():
         digest.update(name.encode() + tensor.cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
-
-
-def _images_digest(images: Photos | Tensor) -> str:
-    "A hash of what tells these images from others."
-    photos = isinstance(images, Photos)
-    content = repr(images.identity()).encode() if photos else images.numpy().tobytes()
-    return hashlib.sha256(content).hexdigest()
-
-# %% ../../nbs/retrieval/02_embedding.ipynb #c23
-@torch.no_grad()
-def _make_features(
-    model: nn.Module,  # an EmbeddingModel: its `features`
-    dataset: RetrievalDataset,  # N photos
-    transform,  # from a photo to a crop
-    n_crops: int,  # at least 1
-    batch_size: int,  # crops at once
-) -> Tensor:  # (N, n_crops, F)
-    "The backbone's output for crops of each photo."
-    keys = [(i, chance) for i in range(len(dataset)) for chance in range(n_crops)]
-    batches = [keys[start : start + batch_size] for start in range(0, len(keys), batch_size)]
-    device, training = next(model.parameters()).device, model.training
-    model.eval()
-    loader = image_loader(dataset, transform, batches)
-    bar = tqdm(loader, desc="features of the frozen backbone", delay=2)
-    rows = torch.cat([model.features(x.to(device)).float().cpu() for x, _ in bar])
-    model.train(training)
-    return rows.view(len(dataset), n_crops, -1)
-
-# %% ../../nbs/retrieval/02_embedding.ipynb #c24
-def crop_features(
-    model: nn.Module,  # an EmbeddingModel: its `features`
-    dataset: RetrievalDataset,  # N photos
-    image_size: int,  # side of the crops in pixels
-    *,
-    n_crops: int = 0,  # random crops per photo; 0: the middle only
-    smallest: float = 0.2,  # share of the photo's area that the smallest crop covers
-    cache: str | Path | None = None,  # folder that keeps the features
-    batch_size: int = 64,  # crops at once
-) -> RetrievalDataset:  # with features in place of the images, (N, max(n_crops, 1), F)
-    "The backbone's output for some crops of each photo, made once."
-    how = model.interpolation
-    cut = train_transform(image_size, smallest, how) if n_crops else test_transform(image_size, how)
-    work = (model, dataset, cut, max(n_crops, 1), batch_size)
-    if cache is None:
-        return dataset.with_images(_make_features(*work))
-    kind = type(model.backbone).__name__
-    content = (kind, _images_digest(dataset.images), image_size, n_crops, smallest, how)
-    name = f"features-{weights_digest(model.backbone, *content)[:16]}.safetensors"
-    path = Path(cache) / name
-    with locked(path.with_suffix(".lock")):
-        if not path.exists():
-            save_file({"features": _make_features(*work)}, path.with_suffix(".part"))
-            os.replace(path.with_suffix(".part"), path)
-    return dataset.with_images(load_file(path)["features"])

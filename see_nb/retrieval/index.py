@@ -28,8 +28,7 @@ from safetensors.numpy import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ..data.crops import test_transform
-from ..data.photos import Photos, read_photo
+from ..data.photos import Photos, read_photo, test_transform
 from ..errors import SeeError, near, needs, one_of
 from ..files import cannot_write, claimed, replacing
 from .embedding import crop_size, find_photos, weights_digest

@@ -94,7 +94,7 @@ _OWN = {
     "small": {"backbone": "conv4", "image_size": 64, "epochs": 40},
     "medium": {
         "backbone": "tf_efficientnet_lite0",
-        "frozen": True,
+        "frozen": "backbone",
         "image_size": 224,
         "epochs": 30,
         "learning_rate": 1e-3,

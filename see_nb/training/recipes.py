@@ -10,6 +10,7 @@ __all__ = ['SCHEDULES', 'PRECISIONS', 'INTERPOLATIONS', 'IMAGE_MIXES', 'CURRICUL
 import hashlib
 import json
 import math
+import re
 from dataclasses import asdict, dataclass, fields
 from numbers import Integral, Real
 
@@ -24,6 +25,21 @@ IMAGE_MIXES = ("", "mixup", "cutmix")
 CURRICULA = ("rising", "constant", "threshold")
 BATCH_NORMS = ("train", "eval", "frozen")
 
+# %% ../../nbs/training/02_recipes.ipynb #c06b
+_OPTIONAL = {"encoder_grad": bool, "margin": float}  # fields that may be None
+_LATER = {"margin": None}  # fields that old recipes lack, as they were then
+
+
+def _of_old(stored: dict) -> dict:  # fields and values
+    "Fields of an older recipe as they are called now."
+    now = dict(stored)
+    if isinstance(now.get("frozen"), bool):
+        now["frozen"] = "backbone" if now["frozen"] else ""
+    name, _, margin = str(now.get("loss")).rpartition("_")
+    if name == "proxy_anchor" and re.fullmatch(r"-?[0-9.]+", margin):
+        now |= {"loss": name, "margin": float(margin)}
+    return now
+
 # %% ../../nbs/training/02_recipes.ipynb #c07
 @dataclass(frozen=True)
 class Recipe:
@@ -37,17 +53,18 @@ class Recipe:
     test_fraction: float = 0.5
     # train on so many of the training classes, drawn by the seed; 0: all
     train_classes: int = 0
-    # conv4, resnet50, deit_small, or a name of timm or torchvision
+    # conv4, resnet50, resnet50_v1, deit_small, or a name of timm or torchvision
     backbone: str = "conv4"
     # start from published weights, where the backbone has some
     pretrained: bool = True
     # file with the backbone's weights instead: a path, or a name in the data root
     weights: str = ""
-    # train the head only, on features of crops that are made once
-    frozen: bool = False
+    # up to where the network stays as it is: backbone (the head alone learns), or the name of a
+    # stage, such as layer3; empty: all of it learns
+    frozen: str = ""
     # of the backbone: train, eval (keep the statistics) or frozen
     batch_norms: str = "train"
-    # random crops of each photo whose features are kept, when frozen
+    # random crops of each photo, of which is kept what comes out where the frozen part ends
     crops: int = 5
     # channels of the first block of conv4
     width: int = 16
@@ -67,6 +84,8 @@ class Recipe:
     mix_probability: float = 0.5
     # proxy_anchor, soft_triple, triplet_semihard, ...
     loss: str = "proxy_anchor"
+    # of the loss, where it has one of that name; None: as its source has it
+    margin: float | None = None
     # add the SEE term to the loss
     see: bool = True
     # K, synthetics per source, at most D - 1
@@ -121,9 +140,13 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self):
+        for name, value in _of_old(asdict(self)).items():
+            object.__setattr__(self, name, value)
         for field in fields(self):  # 1 and 1.0 are one value: one fingerprint, one row
-            value = _typed(field.name, getattr(self, field.name), type(field.default))
-            object.__setattr__(self, field.name, value)
+            kind = _OPTIONAL.get(field.name, type(field.default))
+            value = getattr(self, field.name)
+            if value is not None or field.name not in _OPTIONAL:
+                object.__setattr__(self, field.name, _typed(field.name, value, kind))
         if math.isinf(self.clip):
             object.__setattr__(self, "clip", 0.0)
         _check_fields(self)
@@ -151,7 +174,10 @@ class Recipe:
     def method(self) -> str:
         "Label for tables."
         mixed = f" + {self.image_mix} of images" if self.image_mix else ""
-        label = LOSSES[self.loss].label + mixed
+        label = LOSSES[self.loss].label
+        if self.margin is not None:
+            label += f", margin {self.margin:g}"
+        label += mixed
         if not self.see:
             return label
         label += f" + {EXPANSIONS[self.expansion].label}"
@@ -172,6 +198,10 @@ class Recipe:
         changes = {k: v for k, v in self.changes.items() if k != "encoder_grad"}
         if not self.encoder_learns:
             changes["encoder_grad"] = False
+        if self.frozen == "backbone":  # as it was written first
+            changes["frozen"] = True
+        if "margin" in changes:  # once a loss of its own
+            changes["loss"] = f"{self.loss}_{changes.pop('margin'):g}"
         text = json.dumps(["v3", changes], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
@@ -200,6 +230,7 @@ LIMITS = {  # field -> least, most
     "mix_probability": (0, 1),
     "n_expansion": (1, 16_383),
     "weight": (0, 1e6),
+    "margin": (-10, 360),
     "fraction": (0, 1),
     "threshold": (-1, 1),
     "epochs": (1, 10**6),
@@ -232,8 +263,6 @@ CHOICES = {
 def _typed(name: str, value, kind: type):
     "The value as the field's own type; a SeeError for a value of another one."
     number = isinstance(value, Real) and not isinstance(value, bool)
-    if kind is type(None) and (value is None or isinstance(value, bool)):
-        return value
     if kind is float and number and not math.isnan(value):
         return float(value)
     if kind is int and number and isinstance(value, Integral):
@@ -241,7 +270,8 @@ def _typed(name: str, value, kind: type):
     if kind in (bool, str) and isinstance(value, kind):
         return value
     expected = {float: "a number", int: "a whole number", bool: "True or False", str: "a text"}
-    raise SeeError(f"{name}: expected {expected.get(kind, 'True, False or None')}, got {value!r}.")
+    none = " or None" if name in _OPTIONAL else ""
+    raise SeeError(f"{name}: expected {expected[kind]}{none}, got {value!r}.")
 
 
 def _check_fields(recipe: Recipe) -> None:
@@ -250,7 +280,7 @@ def _check_fields(recipe: Recipe) -> None:
         one_of(name, getattr(recipe, name), allowed)
     for name, (least, most) in LIMITS.items():
         value = getattr(recipe, name)
-        if not least <= value <= most:
+        if value is not None and not least <= value <= most:
             raise SeeError(f"{name}: expected {least:,} to {most:,}, got {value:,}.")
     if 0 < recipe.image_size < 16:
         raise SeeError(
@@ -285,7 +315,8 @@ def _check_together(recipe: Recipe) -> None:
             f"at least two classes, got {r.batch_size}. A batch of one class has nothing to push "
             f"apart; use {2 * r.samples_per_class} or more."
         )
-    if r.frozen and (r.backbone == "conv4" or r.warmup_epochs or not r.image_size):
+    whole = r.frozen == "backbone"
+    if r.frozen and (r.backbone == "conv4" or whole and r.warmup_epochs or not r.image_size):
         raise SeeError(
             "frozen: expected a backbone with weights, an image_size for its crops and no "
             f"warmup_epochs, got {r.backbone}, {r.image_size} and {r.warmup_epochs}. conv4 starts "
@@ -296,6 +327,8 @@ def _check_together(recipe: Recipe) -> None:
             "image_mix: expected none with a frozen backbone, whose features are made before "
             f"training, got {r.image_mix!r}."
         )
+    if r.margin is not None and "margin" not in LOSSES[r.loss].settings:
+        raise SeeError(f"margin: the loss {r.loss!r} has none; expected None, got {r.margin:g}.")
     if r.see and (reason := _nothing_expanded(r)):
         raise SeeError(
             "see: this would be the loss alone under the name of SEE, since nothing would be "
@@ -329,6 +362,7 @@ def recipe_from(
     known = [field.name for field in fields(Recipe)]
     if not isinstance(stored, dict):
         raise SeeError(f"{source}: expected a recipe, got {type(stored).__name__}.")
+    stored = _LATER | _of_old(stored)
     for name in stored:
         if name not in known:
             raise SeeError(f"{source}: Recipe has no field {name!r}.{near(name, known)}")
@@ -340,10 +374,10 @@ def recipe_from(
         raise SeeError(f"{source}: {error}") from error
 
 # %% ../../nbs/training/02_recipes.ipynb #c20
-def _plain(value, kind: type):
+def _plain(name: str, value, kind: type):
     "A cell of a table as a value of Python."
     value = value.item() if hasattr(value, "item") else value
-    if kind is type(None) and value != value:  # how a table holds None
+    if name in _OPTIONAL and value != value:  # how a table holds None
         return None
     whole = kind is int and isinstance(value, float) and value.is_integer()
     return int(value) if whole and abs(value) < 2**53 else value
@@ -355,7 +389,7 @@ def recipe_of(
     "The recipe that a row of results was made by; a SeeError if the row lacks a field."
     row = dict(row)
     stored = {
-        field.name: _plain(row[field.name], type(field.default))
+        field.name: _plain(field.name, row[field.name], type(field.default))
         for field in fields(Recipe)
         if field.name in row
     }

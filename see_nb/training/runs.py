@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from ..errors import SeeError, one_of
 from .recipes import Recipe, recipe_of
-from .results import check_writable, different_fields, read_rows
+from .results import check_writable, different_fields, read_rows, row_as_now
 from .training import train
 
 # %% ../../nbs/training/10_runs.ipynb #c06
@@ -228,8 +228,8 @@ def repeat_row(
     threads = torch.get_num_threads()
     torch.set_num_threads(int(row["threads"]))
     try:
-        options = {"untrained": bool(row.get("untrained")), "progress": False}
+        options = {"raw": bool(row.get("raw")), "progress": False}
         again = train(recipe_of(row), root=root, **options).row
     finally:
         torch.set_num_threads(threads)
-    return again, different_fields(row, again)
+    return again, different_fields(row_as_now(row), again)

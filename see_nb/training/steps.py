@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from torchvision.transforms import v2
 
 from ..errors import SeeError
-from .models import EmbeddingModel
 from .recipes import Recipe
 
 # %% ../../nbs/training/04_steps.ipynb #c06
@@ -145,7 +144,7 @@ class Step(nn.Module):
 
     def __init__(
         self,
-        encoder: nn.Module,  # images or features -> unit embeddings
+        encoder: nn.Module,  # images -> unit embeddings; losses may want its `features` and `head`
         objective: nn.Module,  # embeddings, labels -> loss
     ):
         super().__init__()
@@ -164,7 +163,7 @@ class Step(nn.Module):
         with torch.autocast(images.device.type, enabled=False):
             embeddings = gather(embeddings.float())
             for taker in self.takers:
-                taker.take(gather(features.float()), getattr(self.encoder, "head", self.encoder))
+                taker.take(gather(features.float()), self.encoder.head)
             value = self.objective(embeddings, gather(labels))
             if mixed is not None:
                 others, share = mixed
@@ -173,7 +172,7 @@ class Step(nn.Module):
 
     def _embed(self, images: Tensor) -> tuple[Tensor, Tensor]:
         "What the head is fed, if anyone wants it, and the embeddings."
-        if not self.takers or not isinstance(self.encoder, EmbeddingModel):
+        if not self.takers:
             return images, self.encoder(images)
         features = self.encoder.features(images)
         return features, self.encoder.head(features)
@@ -246,7 +245,7 @@ def make_optimizer(
     steps: int,  # per epoch
 ):  # the optimizer, and the schedule, to be called at every step
     "AdamW with three groups of parameters, and their rates over time."
-    backbone = [] if recipe.frozen else model.backbone.parameters()
+    backbone = model.backbone.parameters()
     head, own = [*model.head.parameters()], []
     for name, parameter in objective.named_parameters():  # a generator learns as the head does
         (head if name.startswith("expansion.") else own).append(parameter)

@@ -31,9 +31,8 @@ from tqdm import tqdm
 
 from ..baselines.mining import Mined
 from ..baselines.registry import build_expansion, build_loss, build_miner
-from ..data.crops import train_transform
 from ..data.datasets import RetrievalDataset, data_root
-from ..data.photos import Photos
+from ..data.photos import Photos, train_transform
 from ..errors import SeeError
 from ..files import claimed, expanded
 from ..method.curriculum import ExpansionSchedule, ThresholdSchedule
@@ -45,11 +44,12 @@ from see_nb.retrieval.embedding import (
     neighbours,
     retrieval_metrics,
 )
+from ..retrieval.metrics import nearest
 from .checkpoints import fill, read_checkpoint, save_checkpoint
-from .models import EmbeddingModel, create_model
+from .models import EmbeddingModel, Rest, create_model
 from .proxies import proxy_similarity
 from .recipes import Recipe, recipe_from
-from .results import append_row, check_writable, machine, row_line
+from .results import append_row, check_writable, machine, pack_hits, row_line
 from .splits import Splits, weights_file
 from see_nb.training.steps import (
     FRAMES,
@@ -75,6 +75,7 @@ def empty_model(
         recipe.backbone,
         recipe.embedding_size,
         batch_norms=recipe.batch_norms,
+        frozen=recipe.frozen,
         width=recipe.width,
         channels=channels,
         image_size=recipe.image_size or None,
@@ -91,7 +92,8 @@ def make_objective(
 ) -> nn.Module:  # the loss, inside SEE or not
     "The loss of a recipe."
     sizes = n_classes, recipe.embedding_size, n_features
-    loss, miner = build_loss(recipe.loss, *sizes), build_miner(recipe.loss)
+    settings = {} if recipe.margin is None else {"margin": recipe.margin}
+    loss, miner = build_loss(recipe.loss, *sizes, **settings), build_miner(recipe.loss)
     if not recipe.see:
         return Mined(loss, miner) if miner else loss
     return SEELoss(
@@ -188,16 +190,14 @@ class Training:
         recipe: Recipe,
         model: EmbeddingModel,  # on its device
         objective: nn.Module,  # on its device
-        splits: Splits,  # as the encoder takes them: images, or features for a frozen backbone
+        splits: Splits,  # as the encoder takes them: images, or what comes out of the frozen part
         accelerator: Accelerator,
         n_workers: int | None = None,  # processes that cut crops; None: 0 on a CPU, else up to 8
         weights_sha256: str = "",  # of the backbone that it starts with
     ):
         self.recipe, self.model, self.objective = recipe, model, objective
         self.splits, self.accelerator = splits, accelerator
-        self.encoder = model.head if recipe.frozen else model
-        if recipe.image_size and not recipe.frozen:  # convolutions of photos are faster so
-            model.backbone.to(memory_format=torch.channels_last)
+        self.encoder = Rest(model) if recipe.frozen else model
         self.learning = (*model.parameters(), *objective.parameters())
         self.weights_sha256, self.untrained = weights_sha256, {}
         self.n_workers = self._default_workers() if n_workers is None else n_workers
@@ -466,7 +466,8 @@ def begin_epoch(training: Training) -> None:
     curious = [module for module in t.objective.modules() if hasattr(module, "refresh")]
     if curious and t.position == 0:
         train_set = t.splits.train_set
-        embeddings, features = t.embed(train_set), _features(t)
+        embeddings = t.embed(train_set)
+        features = embed(_Features(t.encoder), train_set, **t.look)
         for module in curious:
             module.refresh(embeddings, train_set.labels, features)
     t.step.train()
@@ -474,22 +475,14 @@ def begin_epoch(training: Training) -> None:
 
 
 class _Features(nn.Module):
-    "A model without its head."
+    "An encoder without its head."
 
-    def __init__(self, model: EmbeddingModel):
+    def __init__(self, encoder: nn.Module):
         super().__init__()
-        self.model, self.interpolation = model, model.interpolation
+        self.encoder, self.interpolation = encoder, encoder.interpolation
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.model.features(images)
-
-
-def _features(training: Training) -> Tensor:  # float32, on the CPU, (N, F)
-    "What the head is fed, for the whole training set."
-    t = training
-    if t.recipe.frozen:
-        return t.splits.train_set.images[:, 0].float()
-    return embed(_Features(t.model), t.splits.train_set, **t.look)
+        return self.encoder.features(images)
 
 
 def end_epoch(
@@ -522,12 +515,20 @@ def make_row(training: Training, experiment: str) -> dict:
         row[0] = {
             **_about(t, experiment),
             **retrieval_metrics(queries, splits.test_set, gallery),
+            **_hits(queries, splits.test_set, gallery),
             **proxy_similarity(fitted, splits.train_set.labels, t.objective),
             "neighbours": neighbours(queries, gallery),
             "history": t.history,
             **machine(),
         }
     return broadcast_object_list(row)[0]
+
+
+def _hits(queries: Tensor, test_set: RetrievalDataset, gallery: Tensor | None) -> dict:
+    "For each query, whether the nearest is of its class."
+    found = np.concatenate(list(nearest(queries, gallery, 1)))[:, 0]
+    labels, searched = test_set.labels.numpy(), (test_set.gallery or test_set).labels.numpy()
+    return pack_hits(searched[found] == labels, labels)
 
 
 def _about(training: Training, experiment: str) -> dict:
