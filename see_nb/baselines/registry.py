@@ -9,7 +9,7 @@ __all__ = ['SIZES', 'KINDS', 'ONE', 'SEVERAL', 'META', 'PAIRS', 'GRADED', 'LOSSE
 # %% ../../nbs/baselines/00_registry.ipynb #c03
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 
 from ..errors import SeeError, one_of
@@ -227,6 +227,7 @@ def build_loss(
     n_classes: int,  # C, of the training images
     embedding_size: int,  # D
     n_features: int = 0,  # F, that the head is fed; few losses need it
+    **settings,  # hyperparameters other than the published ones
 ):  # nn.Module: (embeddings (B, D), labels (B,), indices_tuple=None) -> scalar
     "The loss of that name, new and untrained."
     one_of("loss", name, LOSSES)
@@ -236,7 +237,9 @@ def build_loss(
             f"n_classes={n_classes}, embedding_size={embedding_size}. One class has nothing to "
             "be told apart from."
         )
-    return _build(name, LOSSES[name], n_classes, embedding_size, n_features)
+    entry = LOSSES[name]
+    entry = replace(entry, settings=entry.settings | settings)
+    return _build(name, entry, n_classes, embedding_size, n_features)
 
 # %% ../../nbs/baselines/00_registry.ipynb #c14
 def build_miner(
