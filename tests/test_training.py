@@ -17,10 +17,11 @@ import pytest
 import torch
 from accelerate import notebook_launcher
 from conftest import in_processes
+from torch import nn
 
 from see_nb.baselines.registry import EXPANSIONS, LOSSES, build_loss
-from see_nb.data.crops import Crops
 from see_nb.data.datasets import data_root, dataset_states, load_dataset
+from see_nb.data.photos import Crops
 from see_nb.errors import SeeError
 from see_nb.experiments.statistics import comparison_table
 from see_nb.method.see_loss import SEELoss
@@ -29,7 +30,7 @@ from see_nb.training import steps, training
 from see_nb.training.checkpoints import read_checkpoint
 from see_nb.training.presets import PRESETS
 from see_nb.training.recipes import Recipe
-from see_nb.training.results import different_fields, hits_of, read_rows
+from see_nb.training.results import advice, different_fields, hits_of, read_rows
 from see_nb.training.splits import load_split
 from see_nb.training.training import load_model, train
 
@@ -705,6 +706,11 @@ def small_photos(tmp_path, monkeypatch):
     return tmp_path / "photos"
 
 
+class Unit(nn.Module):
+    def forward(self, x):
+        return nn.functional.normalize(x)
+
+
 CUT = Recipe(dataset="folder", backbone="resnet10t", pretrained=False, crops=3, image_size=32, epochs=4,
              batch_size=8, validation=0.0, embedding_size=12, learning_rate=1e-3, batch_norms="eval")  # fmt: skip
 
@@ -716,7 +722,7 @@ def test_what_comes_out_of_the_frozen_part_is_made_once(small_photos, tmp_path, 
 
     def kept():
         return {
-            p: p.stat().st_mtime_ns for p in (tmp_path / "home" / "cache").glob("features-*.npy")
+            p: p.stat().st_ino for p in (tmp_path / "home" / "cache" / "features").glob("*.npy")
         }
 
     files = kept()
@@ -734,6 +740,22 @@ def test_what_comes_out_of_the_frozen_part_is_made_once(small_photos, tmp_path, 
         run.model, load_dataset("folder", small_photos, "test"), image_size=32
     )
     assert whole == pytest.approx(run.metrics)
+
+
+@pytest.mark.parametrize("stage", ["", "layer3", "backbone"])
+def test_the_raw_network_is_measured_before_training(small_photos, tmp_path, stage):
+    start = training.empty_model(CUT, 3, pretrained=False)
+    torch.save(start.backbone.state_dict(), tmp_path / "weights.pt")
+    recipe = replace(CUT, weights=str(tmp_path / "weights.pt"), frozen=stage, epochs=2)
+    row = train(recipe, root=small_photos, progress=False, raw=True).row
+    features = nn.Sequential(training.Features(start), Unit())
+    test_set = load_dataset("folder", small_photos, "test")
+    expected = evaluate(features.eval(), test_set, image_size=32)
+    raw = dict(row["raw"])
+    assert raw.pop("embedding_size") == 512
+    assert raw == pytest.approx(expected, abs=0.1 if stage == "layer3" else 1e-6)
+    assert advice(row)
+    assert not train(replace(SMALL, see=False), progress=False, raw=True).row["raw"]
 
 
 @pytest.mark.parametrize("precision", ["no", "bf16"])
@@ -765,7 +787,7 @@ def test_a_network_frozen_up_to_a_stage_goes_on_to_the_bit(small_photos, tmp_pat
 def test_a_flipped_bit_in_what_is_kept_is_found(small_photos, tmp_path):
     recipe = replace(CUT, frozen="layer3")
     run = train(recipe, root=small_photos, progress=False)
-    for path in (tmp_path / "home" / "cache").glob("features-*.npy"):
+    for path in (tmp_path / "home" / "cache" / "features").glob("*.npy"):
         content = bytearray(path.read_bytes())
         content[len(content) // 2] ^= 64
         path.write_bytes(content)
