@@ -22,7 +22,7 @@ import tyro
 from tyro.conf import Positional
 
 from .errors import SeeError, needs, one_of
-from .files import make_folder
+from .files import expanded, make_folder, refuse_foreign
 from .training.presets import SIZES, machine_size, photo_recipe, preset
 from .training.recipes import Recipe
 
@@ -63,7 +63,7 @@ class Reproduce(Command):
 
     def run(self) -> None:
         with needs("notebooks", "reproduce"):
-            from see_nb.experiments.site import reproduce
+            from see_nb.experiments.reproduce import reproduce
         index = reproduce(self.preset, self.output, self.notebooks, self.only)
         print(f"The site is at {index}")
 
@@ -418,9 +418,9 @@ class Duplicates(Command):
 
 
 def new_file(path: Path) -> Path:
-    "A SeeError if there is a file already: it may be somebody's."
-    if path.exists():
-        raise SeeError(f"{path}: there is such a file. Remove it, or name another.")
+    "Where to write; a SeeError if it may be somebody's."
+    path = expanded(path)
+    refuse_foreign(path)
     make_folder(path.parent)
     return path
 
@@ -453,47 +453,71 @@ class MakeIndex(Command):
     kept: ClassVar[str] = "Photos that are embedded are kept: the same command again goes on."
 
     # folders of the photos, with all their sub-folders; no labels are needed
-    photos: tuple[Path, ...]
-    # the index; with --add one that is there
+    photos: tuple[Path, ...] = ()
+    # the index
     output: Path = Path("my.index")
-    # written by see-nb train or see-nb export --folder; with --add the one of the index
+    # written by see-nb train or see-nb export --folder; an index that is there knows its own
     checkpoint: Path | None = None
-    # bring an index up to date: only new and changed photos are embedded, gone ones dropped
+    # instead of a checkpoint: a pretrained network of timm or torchvision, as it is
+    backbone: str = ""
+    # file with the weights of the backbone; if not given, they come from its library's hub
+    weights: Path | None = None
+    # take more folders into an index that is there
     add: bool = False
-    # of a new index, else exact; ivf and hnsw are faster for millions of photos, not exact
-    kind: Literal["exact", "ivf", "hnsw"] | None = None
-    # write paths and embeddings too, as .parquet, or as .npy with a .csv of the paths
+    # drop photos that are no longer on disk, unless their whole folder is away
+    prune: bool = False
+    # drop all photos of these folders
+    forget: tuple[Path, ...] = ()
+    # of faiss (IVF1024,Flat; HNSW32): an approximate index beside the exact search, for millions
+    factory: str = ""
+    # write paths, classes and embeddings too, as .parquet or .npz
     embeddings: Path | None = None
 
     def run(self) -> None:
-        from see_nb.retrieval.index import Index, refuse_export
-        from see_nb.training.export import index_with_model, open_model
+        from see_nb.retrieval.index import refuse_export
 
         if self.embeddings:
-            refuse_export(self.embeddings)
-        if self.add and self.kind:
-            raise SeeError(
-                "kind: an index keeps its kind. Leave --kind out with --add, or make another index."
-            )
-        if not self.add and self.output.exists():
-            raise SeeError(
-                f"output: {self.output} is there. Add to it with --add, or name another."
-            )
-        if self.add:
-            index = index_with_model(self.output, self.checkpoint)
-            index.add(self.photos, path=self.output, progress=True)
-        elif self.checkpoint is None:
-            raise SeeError("checkpoint: expected the model, written by `see-nb train`, got none.")
-        else:
-            model, source = open_model(self.checkpoint)
-            options = {"source": source, "path": self.output, "progress": True}
-            index = Index.build(model, self.photos, kind=self.kind or "exact", **options)
-        show_left_out(index.changes.damaged)
-        print(index.changes)
+            refuse_export(expanded(self.embeddings))
+        index = self.opened(expanded(self.output))
+        if self.photos:
+            self.take_in(index)
+        if self.prune or self.forget:
+            print(index.prune(self.forget))
+        if self.factory:
+            print(index.make_faster(self.factory))
         print(f"The index is at {self.output}: {index}")
         if self.embeddings:
             index.export(self.embeddings)
             print(f"The embeddings are at {self.embeddings}")
+
+    def opened(self, output: Path):
+        "The index that is there, or a new one."
+        from see_nb.retrieval.index import Index, list_photos
+        from see_nb.training.export import index_with_model, open_model
+
+        if output.exists() and (self.add or not (self.checkpoint or self.backbone)):
+            return index_with_model(output, self.checkpoint)
+        if not (self.checkpoint or self.backbone):
+            raise SeeError(
+                "checkpoint: expected the model (--checkpoint, written by `see-nb train`) or a "
+                "pretrained network (--backbone tf_efficientnet_lite0), got none."
+            )
+        if not output.exists():
+            list_photos(self.photos)  # what is wrong with them is said before the model is read
+        model, source = open_model(self.weights or self.checkpoint or "", self.backbone)
+        return Index.open(output, model, source=source, backbone=self.backbone)
+
+    def take_in(self, index) -> None:
+        "Embed what is new."
+        if not self.add and not index.holds(self.photos):
+            raise SeeError(
+                f"output: {self.output} is there, with other photos. Add to it with --add, or "
+                "name another."
+            )
+        changes = index.add(self.photos, progress=True)
+        print(*changes.left_out, sep="\n", end="\n" * bool(changes.left_out), file=sys.stderr)
+        show_left_out(changes.damaged)
+        print(changes)
 
 
 def show_left_out(damaged: dict[str, str]) -> None:  # path -> reason
@@ -504,7 +528,7 @@ def show_left_out(damaged: dict[str, str]) -> None:  # path -> reason
 # %% ../nbs/cli.ipynb #c17
 @dataclass
 class Search(Command):
-    "Find the photos of an index that are most like others."
+    "Find the photos of an index that are most like others; ask for many at once, it is quicker."
 
     # photos to search for, or folders of them
     photos: Positional[tuple[Path, ...]]
@@ -522,20 +546,17 @@ class Search(Command):
     checkpoint: Path | None = None
 
     def run(self) -> None:
-        from see_nb.retrieval.pages import results_page
+        from see_nb.retrieval.pages import results_page, show_found
         from see_nb.training.export import index_with_model
 
         if not self.photos:
             raise SeeError("photos: expected one or more to search for, got none.")
+        if self.html:
+            refuse_foreign(expanded(self.html))
         index = index_with_model(self.index, self.checkpoint)
         found = index.search(self.photos, self.k, labels=self.classes)
         show_left_out(found.damaged)
-        if self.json:
-            print(found.table().to_json(orient="records", lines=True), end="")
-        else:
-            columns = ["rank", "similarity", "label", "path"]
-            for query, near_it in found.table().groupby("query", sort=False):
-                print(query, near_it[columns].to_string(index=False), sep="\n")
+        print(found.to_json() if self.json else show_found(found))
         if self.html:
             page = results_page(found, self.html)
             print(f"The page is at {page}", file=sys.stderr if self.json else sys.stdout)
