@@ -69,7 +69,7 @@ def replacing(
 ) -> Iterator[Path]:  # where to write instead; the ending of the name stays
     "Write a file under a name of its own, and give it the real name when it is whole."
     path = Path(path)
-    if path.exists() and not (path.is_file() or path.is_dir()):
+    if os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path)):
         raise SeeError(f"{path}: is a device or a pipe. Name a file.")
     make_folder(path.parent)
     part = path.with_name(f".{path.stem}.{uuid.uuid4().hex[:8]}.part{path.suffix}")
