@@ -566,6 +566,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                                                                        'see_nb/experiments/evidence.py'),
                                              'see_nb.experiments.evidence._where': ( 'experiments/evidence.html#_where',
                                                                                      'see_nb/experiments/evidence.py'),
+                                             'see_nb.experiments.evidence.above_raw_in_words': ( 'experiments/evidence.html#above_raw_in_words',
+                                                                                                 'see_nb/experiments/evidence.py'),
                                              'see_nb.experiments.evidence.claim_tests': ( 'experiments/evidence.html#claim_tests',
                                                                                           'see_nb/experiments/evidence.py'),
                                              'see_nb.experiments.evidence.class_interval': ( 'experiments/evidence.html#class_interval',
