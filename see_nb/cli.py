@@ -531,13 +531,18 @@ class App(Command):
     port: int = 0
     # open the page in the browser
     open: bool = False
+    # address to listen at; 0.0.0.0 in a container whose port is published
+    listen: str = "127.0.0.1"
+    # names under which the page may be asked for, besides localhost and 127.0.0.1
+    hosts: tuple[str, ...] = ()
 
     def run(self) -> None:
         with needs("app", "app"):
             import gradio  # noqa: F401
         from see_nb.app import launch
 
-        launch(self.folders, port=self.port or None, open_browser=self.open)
+        options = {"listen": self.listen, "hosts": self.hosts}
+        launch(self.folders, port=self.port or None, open_browser=self.open, **options)
 
 # %% ../nbs/cli.ipynb #c21
 COMMANDS = {
