@@ -18,6 +18,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                             'see_nb.app.launch': ('app.html#launch', 'see_nb/app.py'),
                             'see_nb.app.make_page': ('app.html#make_page', 'see_nb/app.py'),
                             'see_nb.app.own_settings': ('app.html#own_settings', 'see_nb/app.py'),
+                            'see_nb.app.said': ('app.html#said', 'see_nb/app.py'),
                             'see_nb.app.search_as_json': ('app.html#search_as_json', 'see_nb/app.py'),
                             'see_nb.app.search_page': ('app.html#search_page', 'see_nb/app.py'),
                             'see_nb.app.serve': ('app.html#serve', 'see_nb/app.py')},
