@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torchvision.transforms import v2
 
 from ..errors import SeeError
+from ..method.synthetics import asking
 from .recipes import Recipe
 
 # %% ../../nbs/training/04_steps.ipynb #c06
@@ -149,7 +150,7 @@ class Step(nn.Module):
     ):
         super().__init__()
         self.encoder, self.objective = encoder, objective
-        self.takers = tuple(m for m in objective.modules() if hasattr(m, "take"))
+        self.takers = tuple(asking(objective, "features"))
 
     def forward(
         self,

@@ -38,6 +38,7 @@ from ..errors import SeeError
 from ..files import claimed, expanded
 from ..method.curriculum import ExpansionSchedule, ThresholdSchedule
 from ..method.see_loss import SEELoss
+from ..method.synthetics import asking
 from see_nb.retrieval.embedding import (
     embed,
     evaluate,
@@ -214,7 +215,7 @@ class Training:
         self.weights_sha256, self.raw = weights_sha256, {}
         self.n_workers = self._default_workers() if n_workers is None else n_workers
         ranks = accelerator.process_index, accelerator.num_processes
-        draws = [m.draw_classes for m in objective.modules() if hasattr(m, "draw_classes")]
+        draws = [part.draw_classes for part in asking(objective, "classes")]
         self.batches = ClassBatches(splits.train_set.labels, recipe, *ranks, *draws[:1])
         self.loader = image_loader(
             splits.train_set, self._transform(), self.batches, self.n_workers
@@ -480,7 +481,7 @@ def begin_epoch(training: Training) -> None:
     t = training
     if t.recipe.see:
         t.objective.set_epoch(t.epoch)
-    curious = [module for module in t.objective.modules() if hasattr(module, "refresh")]
+    curious = asking(t.objective, "training set")
     if curious and t.position == 0:
         train_set = t.splits.train_set
         embeddings = t.embed(train_set)
