@@ -1,5 +1,7 @@
 "The site: `sphinx-build nbs see-nb-site` makes it of the notebooks as they are stored."
 
+import contextlib
+import io
 import json
 import re
 from configparser import ConfigParser
@@ -7,6 +9,8 @@ from pathlib import Path
 
 import myst_nb.sphinx_ext
 from fastcore.docments import docments
+
+from see_nb.cli import COMMANDS, main
 
 PATH = [  # what a reader reads, in this order; everything else is reference
     "see_in_half_an_hour",
@@ -77,14 +81,16 @@ def read_page(app, name: str, source: list[str]) -> None:
         source[0] += toctree("", pages_of(name))
     if source[0].lstrip().startswith("{"):
         notebook = json.loads(source[0])
-        notebook["cells"] = shown_cells(notebook["cells"])
+        notebook["cells"] = shown_cells(notebook["cells"], folded=name.endswith("_report"))
+        if name == "cli":
+            notebook["cells"].append(markdown("help", command_help()))
         if name == "index":
             sidebar = toctree("Read", PATH) + toctree("Reference", REFERENCE)
             notebook["cells"].append(markdown("sidebar", sidebar))
         source[0] = json.dumps(notebook)
 
 
-def shown_cells(cells: list[dict]) -> list[dict]:
+def shown_cells(cells: list[dict], folded: bool) -> list[dict]:
     "Without directives of nbdev and hidden cells; at the end what the module offers."
     module, shown = "", []
     for cell in cells:
@@ -93,7 +99,7 @@ def shown_cells(cells: list[dict]) -> list[dict]:
         module = flags.get("default_exp", module)
         if not {"hide", "default_exp"} & flags.keys():
             text = re.sub(r"^#\|.*\n?", "", text, flags=re.M)
-            shown.append(shown_cell(cell, in_both_modes(text), flags))
+            shown.append(shown_cell(cell, in_both_modes(text), flags, folded))
     if module:
         name = f"see_nb.{module}".removesuffix(".__init__")
         directive = f"```{{eval-rst}}\n.. automodule:: {name}\n   :members:\n```"
@@ -101,9 +107,10 @@ def shown_cells(cells: list[dict]) -> list[dict]:
     return shown
 
 
-def shown_cell(cell: dict, text: str, flags: dict[str, str]) -> dict:
+def shown_cell(cell: dict, text: str, flags: dict[str, str], folded: bool) -> dict:
     "The cell without its directives, which become options of myst-nb."
-    options = {"tags": ["remove-input"]} if flags.get("echo") == "false" or not text else {}
+    hidden = flags.get("echo") == "false" or not text
+    options = {"tags": ["remove-input"] if hidden else ["hide-input"] if folded else []}
     if "fig-cap" in flags:
         options["mystnb"] = {"figure": {"caption": flags["fig-cap"]}}
     return cell | {"source": text or "...", "metadata": options}
@@ -124,6 +131,16 @@ def in_both_modes(text: str) -> str:
 def markdown(name: str, text: str) -> dict:
     "A cell of text."
     return {"cell_type": "markdown", "id": name, "metadata": {}, "source": text}
+
+
+def command_help() -> str:
+    "What the program says today, command by command."
+    parts = ["## The options of each command"]
+    for name in COMMANDS:
+        with contextlib.redirect_stdout(io.StringIO()) as said:
+            main([name, "--help"])
+        parts.append(f"### see-nb {name}\n\n```text\n{said.getvalue().rstrip()}\n```")
+    return "\n\n".join(parts)
 
 
 def toctree(caption: str, pages: list[str]) -> str:
