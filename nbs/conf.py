@@ -168,12 +168,17 @@ def read_comments(app, what: str, name: str, thing, options, lines: list[str]) -
         found = docments(thing, full=True)
     except (TypeError, ValueError, OSError, SyntaxError):  # written in C, or made at run time
         return
-    lines.append("")
+    lines[:] = [*map(escaped, lines), ""]
     for parameter, about in found.items():
         if about.docment and parameter != "self":
-            text = re.sub(r"(?<!`)([*|_\\])(?!`)", r"\\\1", " ".join(about.docment.split()))
             field = "returns" if parameter == "return" else f"param {parameter}"
-            lines.append(f":{field}: {text}")
+            lines.append(f":{field}: {escaped(' '.join(about.docment.split()))}")
+
+
+def escaped(text: str) -> str:
+    "Plain text for reStructuredText: only what stands in backticks has a meaning."
+    marks = r"`[^`]*`|[*|]|(?<=\w)_(?!\w)"
+    return re.sub(marks, lambda m: m[0] if m[0].startswith("`") else f"\\{m[0]}", text)
 
 
 def setup(app) -> None:
