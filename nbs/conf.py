@@ -62,6 +62,7 @@ html_theme = "sphinx_book_theme"
 html_title = "SEE: Spherical Embedding Expansion"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
+html_search_scorer = "_static/scorer.js"
 html_favicon = "_static/icon.svg"
 html_copy_source = False
 html_show_sphinx = False
