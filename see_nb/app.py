@@ -94,7 +94,7 @@ def search_page(
         for name in names:
             index = shelf.open(name)
             found = index.search([uploaded], int(k), labels=classes or None)
-            note = escape(f"{len(index):,} photos, model {index.made_by[:8]}, {index.kind} search")
+            note = escape(f"{len(index):,} photos, model {index.made_by[:8]}, exact search")
             parts.append(f"<h2>{escape(name)}</h2>{_strip(found, shelf, own)}<p>{note}</p>")
         return parts
     except SeeError as error:

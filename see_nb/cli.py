@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Root', 'READING', 'COMMANDS', 'Command', 'Reproduce', 'GpuEvidence', 'RecipeOptions', 'Start', 'starting_recipe',
-           'Train', 'show_metrics', 'Evaluate', 'Datasets', 'MakeIndex', 'show_left_out', 'Search', 'Export', 'App',
-           'parse', 'warnings_in_one_line', 'escape_what_cannot_be_shown', 'main']
+           'Train', 'show_metrics', 'Evaluate', 'Compare', 'Datasets', 'MakeIndex', 'show_left_out', 'Search', 'Export',
+           'App', 'parse', 'warnings_in_one_line', 'escape_what_cannot_be_shown', 'main']
 
 # %% ../nbs/cli.ipynb #c02
 import contextlib
@@ -21,6 +21,7 @@ import tyro
 from tyro.conf import Positional
 
 from .errors import SeeError, needs, one_of
+from .files import expanded, refuse_foreign
 from .training.presets import SIZES, machine_size, photo_recipe, preset
 from .training.recipes import Recipe
 
@@ -278,6 +279,68 @@ class Evaluate(Command):
         metrics = evaluate(run.model, dataset, image_size=recipe.image_size)
         show_metrics(metrics, run.row if as_then else {})
 
+# %% ../nbs/cli.ipynb #c13b
+@dataclass
+class Compare(Command):
+    "Compare losses with the same budget and the same seeds; OUTPUT gets rows and a page."
+
+    kept: ClassVar[str] = "Finished runs are kept: the same command again goes on."
+
+    # two or more, the first is what the others must beat: a name of the registry or module:name of
+    # your own, with +see (as published) or +see-encoder behind it
+    losses: Positional[tuple[str, ...]]
+    # data set; folder: your own photos in ROOT, one folder a class
+    dataset: str = "folder"
+    root: Root = None
+    # recipe of everything but the loss, by the number of photos: small, medium, large or auto;
+    # empty: the defaults, for drawings
+    size: str = "small"
+    # or a recipe of the paper's table, for instance cub200-deit_small-128
+    preset: str = ""
+    # share of the classes that test, for a folder of your own
+    test_fraction: float = 0.5
+    # passes over the training images; 0: as the recipe says
+    epochs: int = 0
+    # paired runs of each
+    seeds: int = 8
+    # runs of each to find its rates; 0: the rates of the recipe
+    searches: int = 8
+    # points of Recall@1 below which a difference does not matter
+    margin: float = 0.5
+    # runs at a time; 0: one per core
+    processes: int = 0
+    # submitit: on a SLURM cluster
+    launcher: Literal["local", "submitit"] = "local"
+    # folder of rows, checkpoints and page; finished runs in it are not made again
+    output: Path = Path("see-nb-compare")
+    # say what it would do and stop
+    show: bool = False
+
+    def run(self) -> None:
+        with needs("notebooks", "compare"):
+            from see_nb.experiments.compare import compare, compare_page, plan_in_words
+            from see_nb.experiments.evidence import tests_table
+        recipes = self.recipes()
+        if self.show:
+            print(plan_in_words(len(recipes), self.seeds, self.searches))
+            return
+        names = ("seeds", "output", "searches", "margin", "root", "launcher")
+        options = {name: getattr(self, name) for name in names}
+        found = compare(recipes, processes=self.processes or None, **options)
+        print(tests_table(found.tests()).to_string(index=False))
+        print(f"The page is at {compare_page(found, self.output / 'compare.html')}")
+
+    def recipes(self) -> dict[str, Recipe]:
+        "A recipe for each loss, by what was typed."
+        from see_nb.experiments.compare import recipe_for
+
+        sys.path.insert(0, str(Path.cwd()))  # for losses of one's own
+        size = "" if self.preset else self.size
+        base = Start(self.preset, size, self.dataset, self.root, self.test_fraction).recipe()
+        base = base if self.preset else replace(base, dataset=self.dataset)
+        base = replace(base, epochs=self.epochs or base.epochs)
+        return {text: recipe_for(text, base) for text in self.losses}
+
 # %% ../nbs/cli.ipynb #c14
 @dataclass
 class Datasets(Command):
@@ -316,47 +379,71 @@ class MakeIndex(Command):
     kept: ClassVar[str] = "Photos that are embedded are kept: the same command again goes on."
 
     # folders of the photos, with all their sub-folders; no labels are needed
-    photos: tuple[Path, ...]
-    # the index; with --add one that is there
+    photos: tuple[Path, ...] = ()
+    # the index
     output: Path = Path("my.index")
-    # written by see-nb train or see-nb export --folder; with --add the one of the index
+    # written by see-nb train or see-nb export --folder; an index that is there knows its own
     checkpoint: Path | None = None
-    # bring an index up to date: only new and changed photos are embedded, gone ones dropped
+    # instead of a checkpoint: a pretrained network of timm or torchvision, as it is
+    backbone: str = ""
+    # file with the weights of the backbone; if not given, they come from its library's hub
+    weights: Path | None = None
+    # take more folders into an index that is there
     add: bool = False
-    # of a new index, else exact; ivf and hnsw are faster for millions of photos, not exact
-    kind: Literal["exact", "ivf", "hnsw"] | None = None
-    # write paths and embeddings too, as .parquet, or as .npy with a .csv of the paths
+    # drop photos that are no longer on disk, unless their whole folder is away
+    prune: bool = False
+    # drop all photos of these folders
+    forget: tuple[Path, ...] = ()
+    # of faiss (IVF1024,Flat; HNSW32): an approximate index beside the exact search, for millions
+    factory: str = ""
+    # write paths, classes and embeddings too, as .parquet or .npz
     embeddings: Path | None = None
 
     def run(self) -> None:
-        from see_nb.retrieval.index import Index, refuse_export
-        from see_nb.training.export import index_with_model, open_model
+        from see_nb.retrieval.index import refuse_export
 
         if self.embeddings:
-            refuse_export(self.embeddings)
-        if self.add and self.kind:
-            raise SeeError(
-                "kind: an index keeps its kind. Leave --kind out with --add, or make another index."
-            )
-        if not self.add and self.output.exists():
-            raise SeeError(
-                f"output: {self.output} is there. Add to it with --add, or name another."
-            )
-        if self.add:
-            index = index_with_model(self.output, self.checkpoint)
-            index.add(self.photos, path=self.output, progress=True)
-        elif self.checkpoint is None:
-            raise SeeError("checkpoint: expected the model, written by `see-nb train`, got none.")
-        else:
-            model, source = open_model(self.checkpoint)
-            options = {"source": source, "path": self.output, "progress": True}
-            index = Index.build(model, self.photos, kind=self.kind or "exact", **options)
-        show_left_out(index.changes.damaged)
-        print(index.changes)
+            refuse_export(expanded(self.embeddings))
+        index = self.opened(expanded(self.output))
+        if self.photos:
+            self.take_in(index)
+        if self.prune or self.forget:
+            print(index.prune(self.forget))
+        if self.factory:
+            print(index.make_faster(self.factory))
         print(f"The index is at {self.output}: {index}")
         if self.embeddings:
             index.export(self.embeddings)
             print(f"The embeddings are at {self.embeddings}")
+
+    def opened(self, output: Path):
+        "The index that is there, or a new one."
+        from see_nb.retrieval.index import Index, list_photos
+        from see_nb.training.export import index_with_model, open_model
+
+        if output.exists() and (self.add or not (self.checkpoint or self.backbone)):
+            return index_with_model(output, self.checkpoint)
+        if not (self.checkpoint or self.backbone):
+            raise SeeError(
+                "checkpoint: expected the model (--checkpoint, written by `see-nb train`) or a "
+                "pretrained network (--backbone tf_efficientnet_lite0), got none."
+            )
+        if not output.exists():
+            list_photos(self.photos)  # what is wrong with them is said before the model is read
+        model, source = open_model(self.weights or self.checkpoint or "", self.backbone)
+        return Index.open(output, model, source=source, backbone=self.backbone)
+
+    def take_in(self, index) -> None:
+        "Embed what is new."
+        if not self.add and not index.holds(self.photos):
+            raise SeeError(
+                f"output: {self.output} is there, with other photos. Add to it with --add, or "
+                "name another."
+            )
+        changes = index.add(self.photos, progress=True)
+        print(*changes.left_out, sep="\n", end="\n" * bool(changes.left_out), file=sys.stderr)
+        show_left_out(changes.damaged)
+        print(changes)
 
 
 def show_left_out(damaged: dict[str, str]) -> None:  # path -> reason
@@ -367,7 +454,7 @@ def show_left_out(damaged: dict[str, str]) -> None:  # path -> reason
 # %% ../nbs/cli.ipynb #c17
 @dataclass
 class Search(Command):
-    "Find the photos of an index that are most like others."
+    "Find the photos of an index that are most like others; ask for many at once, it is quicker."
 
     # photos to search for, or folders of them
     photos: Positional[tuple[Path, ...]]
@@ -385,20 +472,17 @@ class Search(Command):
     checkpoint: Path | None = None
 
     def run(self) -> None:
-        from see_nb.retrieval.pages import results_page
+        from see_nb.retrieval.pages import results_page, show_found
         from see_nb.training.export import index_with_model
 
         if not self.photos:
             raise SeeError("photos: expected one or more to search for, got none.")
+        if self.html:
+            refuse_foreign(expanded(self.html))
         index = index_with_model(self.index, self.checkpoint)
         found = index.search(self.photos, self.k, labels=self.classes)
         show_left_out(found.damaged)
-        if self.json:
-            print(found.table().to_json(orient="records", lines=True), end="")
-        else:
-            columns = ["rank", "similarity", "label", "path"]
-            for query, near_it in found.table().groupby("query", sort=False):
-                print(query, near_it[columns].to_string(index=False), sep="\n")
+        print(found.to_json() if self.json else show_found(found))
         if self.html:
             page = results_page(found, self.html)
             print(f"The page is at {page}", file=sys.stderr if self.json else sys.stdout)
@@ -460,6 +544,7 @@ COMMANDS = {
     "reproduce": Reproduce,
     "train": Train,
     "evaluate": Evaluate,
+    "compare": Compare,
     "datasets": Datasets,
     "index": MakeIndex,
     "search": Search,

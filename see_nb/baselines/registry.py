@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['SIZES', 'KINDS', 'ONE', 'SEVERAL', 'META', 'PAIRS', 'GRADED', 'LOSSES', 'EXPANSIONS', 'POINT_FUNCTIONS', 'LossEntry',
-           'ExpansionEntry', 'build_loss', 'build_miner', 'build_expansion']
+           'ExpansionEntry', 'build_loss', 'use_loss', 'build_miner', 'build_expansion']
 
 # %% ../../nbs/baselines/00_registry.ipynb #c03
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from importlib import import_module
+from inspect import signature
 
 from ..errors import SeeError, one_of
 
@@ -240,6 +241,24 @@ def build_loss(
     entry = LOSSES[name]
     entry = replace(entry, settings=entry.settings | settings)
     return _build(name, entry, n_classes, embedding_size, n_features)
+
+# %% ../../nbs/baselines/00_registry.ipynb #c13b
+def use_loss(
+    name: str,  # one of LOSSES, or module:name of your own
+) -> None:
+    "Make a loss of one's own known under its `module:name`."
+    if ":" not in name or name in LOSSES:
+        return one_of("loss", name, LOSSES)
+    try:
+        needed = signature(_load(name)).parameters
+    except (ImportError, AttributeError) as error:
+        raise SeeError(
+            f"loss: {name} cannot be found ({error}). Give module:name of a loss that Python can "
+            "import from here."
+        ) from error
+    sizes = tuple(size for size in SIZES if size in needed)
+    kind = ONE if "num_classes" in sizes else PAIRS
+    LOSSES[name] = LossEntry(name.rpartition(":")[2], kind, name, {}, "your own", sizes)
 
 # %% ../../nbs/baselines/00_registry.ipynb #c14
 def build_miner(

@@ -6,7 +6,7 @@
 __all__ = ['MARGIN', 'ABOVE', 'BELOW', 'EQUAL', 'UNEQUAL', 'SHORT', 'CLAIMS', 'MAIN_CLAIMS', 'REFERENCE_CLAIMS', 'PAPER_CLAIMS',
            'PREDICTIONS', 'ALL_CLAIMS', 'EFFECT_PARTS', 'labelled', 'Claim', 'pairs_of', 'differences', 'claim_tests',
            'interval', 'class_interval', 'tests_table', 'details_table', 'predictions_table', 'counted',
-           'setting_effects', 'pooled_in_words']
+           'setting_effects', 'pooled_in_words', 'effects_against']
 
 # %% ../../nbs/experiments/12_evidence.ipynb #c02
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pandas as pd
 
-from .plans import PAPER, PLAN, SETTINGS, experiment_of
+from .plans import PAPER, PLAN, SETTINGS, Part, experiment_of
 from see_nb.experiments.statistics import (
     VERDICTS,
     holm,
@@ -80,7 +80,7 @@ class Claim:
     @property
     def compared(self) -> str:
         "The two settings in short."
-        return f"{SHORT[self.one]} − {SHORT[self.other]}"
+        return f"{SHORT.get(self.one, self.one)} − {SHORT.get(self.other, self.other)}"
 
 # %% ../../nbs/experiments/12_evidence.ipynb #c07a
 _PUBLISHED, _ENCODER = "SEE, as published", "SEE, with the encoder"
@@ -295,14 +295,15 @@ def claim_tests(
     rows: pd.DataFrame,  # of `labelled`
     metric: str = "recall",  # or "map", in points
     claims: tuple[Claim, ...] | None = None,  # None: ALL_CLAIMS
+    parts: dict[str, Part] | None = None,  # of the claims; None: those of the plan
 ) -> pd.DataFrame:  # a row per claim and data set (or loss, or D)
     "Every claim, tested; p-values corrected by Holm over all of them."
-    table = []
+    table, parts = [], parts or PLAN | PAPER
     for claim in (ALL_CLAIMS if claims is None else claims) if len(rows) else ():
         own = rows[rows.experiment == experiment_of(claim.part)]
         for value, group in own.groupby(claim.by, sort=False):
             if len(points := differences(group, claim, metric)) > 1:
-                table.append(_tested(claim, value, group, points, metric))
+                table.append(_tested(claim, parts[claim.part], value, group, points, metric))
     if not table:
         return pd.DataFrame()
     table = pd.DataFrame(table)
@@ -311,9 +312,10 @@ def claim_tests(
     return table.assign(verdict=words)
 
 
-def _tested(claim: Claim, value, group: pd.DataFrame, points: pd.Series, metric: str) -> dict:
+def _tested(
+    claim: Claim, part: Part, value, group: pd.DataFrame, points: pd.Series, metric: str
+) -> dict:
     "One test with its facts."
-    part = (PLAN | PAPER)[claim.part]
     effect = paired_effect(points, claim.margin if metric == "recall" else claim.map_margin)
     if claim.expected == EQUAL:  # the p-value of a claim is that of what it says
         effect["p"] = effect["equivalent"]
@@ -330,7 +332,7 @@ def _tested(claim: Claim, value, group: pd.DataFrame, points: pd.Series, metric:
         **effect,
         "classes_low": low,
         "classes_high": high,
-        "note": "; ".join(_notes(claim, group, points, metric)),
+        "note": "; ".join(_notes(claim, part, group, points, metric)),
     }
 
 
@@ -364,9 +366,10 @@ def _value(column: str, value) -> str:
     return f"{value:g} crop" if (column, value) == ("crops", 1) else f"{value:g} {column}"
 
 
-def _notes(claim: Claim, group: pd.DataFrame, points: pd.Series, metric: str) -> Iterator[str]:
+def _notes(
+    claim: Claim, part: Part, group: pd.DataFrame, points: pd.Series, metric: str
+) -> Iterator[str]:
     "What a reader has to know beside the numbers."
-    part = (PLAN | PAPER)[claim.part]
     fresh = points[points.index >= part.first_look]
     if part.first_look and len(fresh) > 1:
         yield f"seeds added after a look; the {len(fresh)} fresh ones alone {interval(fresh)}"
@@ -571,3 +574,14 @@ def pooled_in_words(
         for row in lines.itertuples()
     ]
     return "; ".join(said) + " (95 % intervals, random effects)."
+
+# %% ../../nbs/experiments/12_evidence.ipynb #c19d
+def effects_against(
+    tests: pd.DataFrame,  # of `claim_tests`
+    rows: pd.DataFrame,  # of `labelled`
+    other: str,  # the arm that all are compared with
+) -> pd.DataFrame:  # as `forest_plot` takes them
+    "Tests of claims as lines of a forest plot: one axis, a line for each arm that is compared."
+    level = rows[rows.arm == other].recall.mean()
+    lines = tests.compared.str.removesuffix(f" − {other}")
+    return tests.assign(where=lines, arm="", level=level, raw=np.nan)

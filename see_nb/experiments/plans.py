@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['QUICK', 'FROZEN', 'WHOLE', 'OMNIGLOT', 'SETTINGS', 'CONTROLS', 'CELL', 'PLAN', 'REFERENCES', 'GATE', 'PAPER_BASE',
-           'PAPER_SEEDS', 'FITTED', 'PAPER', 'with_loss', 'rate_search', 'best_rates', 'beside_best', 'Part',
-           'part_searches', 'part_runs', 'experiment_of', 'run_part', 'raw_row', 'gate_table', 'n_runs',
+           'PAPER_SEEDS', 'FITTED', 'PAPER', 'with_loss', 'rate_search', 'best_rates', 'next_rates', 'beside_best',
+           'Part', 'part_searches', 'part_runs', 'experiment_of', 'run_part', 'raw_row', 'gate_table', 'n_runs',
            'progress_table']
 
 # %% ../../nbs/experiments/00_plans.ipynb #c02
@@ -106,6 +106,17 @@ def best_rates(
     return best[["learning_rate", "proxy_rate", "validation_recall"]]
 
 
+def next_rates(
+    tried: dict[tuple[float, float], float],  # of the network, of the proxies -> how good
+    proxies: bool,  # whether the loss has parameters with a rate of their own
+) -> list[tuple[float, float]]:  # none when the best is not at an edge
+    "The rates on the four sides of the best ones that were not tried yet."
+    network, own = max(tried, key=tried.get)
+    sides = [(rate, own) for rate in _beside(network, _RATES)]
+    sides += [(network, rate) for rate in _beside(own, _PROXY_RATES) if proxies]
+    return [pair for pair in sides if pair not in tried]
+
+
 def beside_best(
     search: list[Recipe],  # of `rate_search`, of one cell
     rows: pd.DataFrame,  # of the search so far
@@ -114,12 +125,11 @@ def beside_best(
     cell = tuple(getattr(search[0], name) for name in CELL)
     own = rows[(rows[list(CELL)] == pd.Series(dict(zip(CELL, cell)))).all(axis=1)]
     best = best_rates(own).iloc[0]
-    tried = set(zip(own.learning_rate, own.proxy_rate))
+    tried = dict.fromkeys(zip(own.learning_rate, own.proxy_rate), 0)
+    tried[best.learning_rate, best.proxy_rate] = 1
     searched = len({recipe.proxy_rate for recipe in search}) > 1
-    sides = [(rate, best.proxy_rate) for rate in _beside(best.learning_rate, _RATES)]
-    sides += [(best.learning_rate, r) for r in _beside(best.proxy_rate, _PROXY_RATES) if searched]
     return [
-        replace(search[0], learning_rate=a, proxy_rate=b) for a, b in sides if (a, b) not in tried
+        replace(search[0], learning_rate=a, proxy_rate=b) for a, b in next_rates(tried, searched)
     ]
 
 
