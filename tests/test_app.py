@@ -13,7 +13,7 @@ import torch
 from see_nb.data.datasets import data_root
 from see_nb.retrieval.index import Index
 from see_nb.training.recipes import Recipe
-from see_nb.training.training import Run, empty_model, make_objective
+from see_nb.training.run import Run, empty_model, make_objective
 
 pytest.importorskip("gradio", reason="the extra [app] is not installed")
 api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")

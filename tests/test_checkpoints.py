@@ -13,8 +13,9 @@ from see_nb.training import splits
 from see_nb.training.checkpoints import FORMAT, read_checkpoint, save_checkpoint
 from see_nb.training.recipes import Recipe
 from see_nb.training.results import read_rows
+from see_nb.training.run import load_run
 from see_nb.training.splits import load_split
-from see_nb.training.training import Training, load_run, train
+from see_nb.training.training import Training, train
 
 SMALL = Recipe(embedding_size=12, epochs=2, width=4, batch_size=24, validation=0.0)
 KEPT = {"checkpoint_every": 2, "progress": False}

@@ -26,7 +26,9 @@ ANYTHING = st.one_of(
     st.floats(),
     st.text(max_size=9),
     st.lists(st.integers(), max_size=2),
-    st.sampled_from([*LOSSES, "repeat", "cosine", "bf16", "bicubic", "threshold", "frozen", "backbone"]),
+    st.sampled_from(
+        [*LOSSES, "repeat", "cosine", "bf16", "bicubic", "threshold", "frozen", "backbone"]
+    ),
 )
 
 
@@ -75,7 +77,10 @@ def test_any_fields_are_taken_or_refused_in_one_line(changes):
         ({"see": 1}, "see: expected True or False"),
         ({"seed": -1}, "seed: expected 0 to"),
         ({"loss": "proxy_ancor"}, "Did you mean 'proxy_anchor'"),
-        ({"schedule": "cosin"}, "one_cycle, constant, step, cosine, got 'cosin'. Did you mean 'cosine'"),
+        (
+            {"schedule": "cosin"},
+            "one_cycle, constant, step, cosine, got 'cosin'. Did you mean 'cosine'",
+        ),
         ({"colour": 1}, "Recipe has no field 'colour'"),
         ({"batch_size": 63}, "expected a multiple of samples_per_class"),
         ({"frozen": True}, "conv4 starts at random"),

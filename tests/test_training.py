@@ -32,8 +32,9 @@ from see_nb.training.models import create_model
 from see_nb.training.presets import PRESETS
 from see_nb.training.recipes import Recipe
 from see_nb.training.results import advice, different_fields, hits_of, read_rows
+from see_nb.training.run import load_model
 from see_nb.training.splits import load_split
-from see_nb.training.training import load_model, train
+from see_nb.training.training import train
 
 SMALL = Recipe(embedding_size=12, epochs=2, width=4, batch_size=24, validation=0.0)
 
@@ -399,10 +400,10 @@ def test_half_precision_keeps_head_and_loss_in_single(tiny):
     seen = []
     real = steps.Step.forward
 
-    def forward(self, images, labels, mixed=None):
+    def forward(self, images, labels):
         layers = [self.encoder.backbone[0], self.encoder.head]
         hooks = [m.register_forward_hook(lambda m, i, out: seen.append(out.dtype)) for m in layers]
-        value, broken = real(self, images, labels, mixed)
+        value, broken = real(self, images, labels)
         seen.append(value.dtype)
         for hook in hooks:
             hook.remove()
