@@ -62,7 +62,7 @@ class Reproduce(Command):
 
     def run(self) -> None:
         with needs("notebooks", "reproduce"):
-            from see_nb.experiments.site import reproduce
+            from see_nb.experiments.reproduce import reproduce
         index = reproduce(self.preset, self.output, self.notebooks, self.only)
         print(f"The site is at {index}")
 

@@ -13,6 +13,7 @@ from sklearn.cluster import KMeans
 from torch import Tensor, nn
 
 from ..errors import SeeError
+from ..method.synthetics import TrainingHooks
 
 # %% ../../nbs/baselines/10_mic.ipynb #c06
 def class_statistics(
@@ -54,10 +55,11 @@ def adversarial_similarity(
     return -(embeddings * F.normalize(foretold, dim=-1)).square().mean()
 
 # %% ../../nbs/baselines/10_mic.ipynb #c12
-class InterclassLoss(nn.Module):
+class InterclassLoss(TrainingHooks, nn.Module):
     "Margin loss of classes and of clusters across classes, kept apart (Roth et al., ICCV 2019)."
 
     see_place = "inner"  # synthetics go to the margin loss of the classes
+    asks = ("features", "training set")
 
     def __init__(
         self,

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ..errors import SeeError
 from ..method.see_loss import SEELoss
+from ..method.synthetics import asking
 from .recipes import Recipe
 
 # %% ../../nbs/training/04_steps.ipynb #c06
@@ -162,7 +163,7 @@ class Step(nn.Module):
     ):
         super().__init__()
         self.encoder, self.objective = encoder, objective
-        self.takers = tuple(m for m in objective.modules() if hasattr(m, "take"))
+        self.takers = tuple(asking(objective, "features"))
 
     def forward(
         self,

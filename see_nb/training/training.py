@@ -32,6 +32,7 @@ from ..data.datasets import RetrievalDataset, data_root
 from ..data.photos import Photos, train_transform
 from ..errors import SeeError
 from ..files import claimed, expanded
+from ..method.synthetics import asking
 from see_nb.retrieval.embedding import (
     embed,
     evaluate,
@@ -213,13 +214,13 @@ class Training(Resumable):
         "Tell the curriculum, and what asks for it the training set; go to the position."
         if self.recipe.see:
             self.objective.set_epoch(self.epoch)
-        asking = [module for module in self.objective.modules() if hasattr(module, "refresh")]
-        if asking and self.position == 0:
+        curious = asking(self.objective, "training set")
+        if curious and self.position == 0:
             train_set = self.splits.train_set
             embeddings = embed(self.encoder, train_set, **self.look)
             features = embed(Features(self.encoder), train_set, **self.look)
-            for module in asking:
-                module.refresh(embeddings, train_set.labels, features)
+            for part in curious:
+                part.refresh(embeddings, train_set.labels, features)
         self.step.train()
         self.batches.set_position(self.epoch, self.position)
 
@@ -444,7 +445,7 @@ def assemble(
     workers = _workers(train_set, accelerator) if n_workers is None else n_workers
     cut = train_transform(size, recipe.smallest_crop, model.interpolation) if size else None
     ranks = accelerator.process_index, accelerator.num_processes
-    draws = [m.draw_classes for m in objective.modules() if hasattr(m, "draw_classes")]
+    draws = [part.draw_classes for part in asking(objective, "classes")]
     batches = ClassBatches(train_set.labels, recipe, *ranks, *draws[:1])
     if recipe.see:
         objective.generator = torch.Generator(accelerator.device)
