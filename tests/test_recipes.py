@@ -114,9 +114,10 @@ def test_a_run_that_expands_something_is_taken():
 @pytest.mark.parametrize("name", sorted(set(LOSSES) - {"log_ratio"}))  # SEE has no place there
 def test_one_image_of_each_class_is_refused_where_it_is_never_expanded(name):
     see = SEELoss(build_loss(name, 8, 16, 4), n_expansion=4)
-    see.expand_batch(torch.nn.functional.normalize(torch.randn(8, 16)), torch.arange(8))
+    batch = torch.nn.functional.normalize(torch.randn(8, 16)), torch.arange(8)
+    made, _ = see.expand_batch(*batch)
     assert Recipe(loss=name, samples_per_class=2)
-    if see.n_expanded:
+    if len(made):
         assert Recipe(loss=name, samples_per_class=1)
     else:
         with pytest.raises(SeeError, match="around one image of each class .*samples_per_class=2"):

@@ -149,16 +149,20 @@ class HDML(Generator):
         layers = nn.Linear(embedding_size, width), nn.ReLU(), nn.BatchNorm1d(width)
         self.net = nn.Sequential(*layers, nn.Linear(width, n_features))
         self.classifier = nn.Linear(n_features, num_classes)
-        self.register_buffer("means", torch.full((2,), 1e6))  # J_avg, J_gen of the last epoch
-        self.register_buffer("sums", torch.zeros(3))  # J_m, J_gen and steps of this epoch
-        self.register_buffer("epoch", torch.tensor(-1))
+        self.register_buffer("recent", torch.zeros(64, 2))  # weighted J_m, J_gen of each step
+        self.register_buffer("steps", torch.zeros((), dtype=torch.long))
 
-    def set_epoch(self, epoch: int) -> None:
-        "At a new epoch the means of the last one count. The same epoch again changes nothing."
-        if epoch != self.epoch.item() and self.sums[2] > 0:
-            self.means.copy_(self.sums[:2] / self.sums[2])
-            self.sums.zero_()
-        self.epoch.fill_(epoch)
+    @property
+    def means(self) -> Tensor:  # J_avg and J_gen, (2,)
+        "Over the last 64 steps; 1e6 before the first."
+        known = self.steps.clamp(max=len(self.recent))
+        return torch.where(known > 0, self.recent.sum(0) / known.clamp(min=1), 1e6)
+
+    def note(self, *values: Tensor) -> None:
+        "Weighted J_m and J_gen of a step."
+        row = torch.stack([value.detach() for value in values]).to(self.recent)
+        self.recent.index_copy_(0, (self.steps % len(self.recent))[None], row[None])
+        self.steps += 1
 
     def generator_loss(self, given_back: Tensor, made: Tensor, x: Tensor, names: Tensor) -> Tensor:
         "J_gen: the features of real embeddings given back, and the class of synthetic ones kept."
@@ -191,8 +195,5 @@ class HDML(Generator):
             return first + self._unused()
         generated, softmax = own
         real = torch.exp(-self.beta / self.means[1]).to(first)
-        if self.training:
-            step = [first.detach(), generated.detach(), torch.ones_like(first)]
-            self.sums += torch.stack(step).to(self.sums)
-        metric = real * first + weight * (1 - real) * second
-        return metric + generated / self.beta + softmax
+        self.note(real * first, generated)
+        return real * first + weight * (1 - real) * second + generated + softmax

@@ -6,7 +6,7 @@
 __all__ = ['MARGIN', 'ABOVE', 'BELOW', 'EQUAL', 'UNEQUAL', 'SHORT', 'CLAIMS', 'MAIN_CLAIMS', 'REFERENCE_CLAIMS', 'PAPER_CLAIMS',
            'PREDICTIONS', 'ALL_CLAIMS', 'EFFECT_PARTS', 'labelled', 'Claim', 'pairs_of', 'differences', 'claim_tests',
            'interval', 'class_interval', 'tests_table', 'details_table', 'predictions_table', 'counted',
-           'setting_effects', 'pooled_in_words', 'effects_against']
+           'setting_effects', 'pooled_in_words', 'above_raw_in_words', 'effects_against']
 
 # %% ../../nbs/experiments/12_evidence.ipynb #c02
 from collections.abc import Iterator
@@ -574,6 +574,21 @@ def pooled_in_words(
         for row in lines.itertuples()
     ]
     return "; ".join(said) + " (95 % intervals, random effects)."
+
+
+def above_raw_in_words(
+    effects: pd.DataFrame,  # of `setting_effects`, may be empty
+    dataset: str = "cub200_2010",
+) -> str:  # a sentence, empty without rows
+    "How far the loss alone is above raw features, cell by cell."
+    if effects.empty or not (own := effects[effects.dataset == dataset]).size:
+        return ""
+    cells = own.drop_duplicates("where").dropna(subset="raw")
+    said = [
+        f"{row.level - row.raw:+.2f} points on {row.where} ({row.level:.2f} against {row.raw:.2f} %)"
+        for row in cells.itertuples()
+    ]
+    return f"The loss alone, less raw features: {'; '.join(said)}." if said else ""
 
 # %% ../../nbs/experiments/12_evidence.ipynb #c19d
 def effects_against(

@@ -262,6 +262,7 @@ OWN_BLOCK = {  # what differs from the paper's cell, in words -> the paper, here
 
 def own_block(
     rows: pd.DataFrame,  # with arm, where, D, recall and map in points
+    raw: float = float("nan"),  # Recall@1 of raw features, in percent
 ) -> pd.DataFrame:  # texts, one row per D and setting; empty before there are rows
     "Runs with the paper's network on the first edition of its birds."
     own = rows[rows.experiment.isin(["paper main", "paper few dimensions"])] if len(rows) else rows
@@ -276,6 +277,8 @@ def own_block(
         title: [_ours(*line) for line in table[["mean", "std", "n"]].itertuples(index=False)]
         for title, table in tables.items()
     }
+    above = [f"{mean - raw:+.2f}" if raw == raw else "" for mean in tables["Recall@1, %"]["mean"]]
+    texts["above raw features"] = above
     facts = own.groupby(["D", "arm"], sort=False)[["epochs", "image_size", "frozen"]].first()
     facts = facts.reset_index().rename(columns={"image_size": "pixels", "frozen": "frozen up to"})
     return first[["D", "arm"]].assign(**texts).merge(facts)

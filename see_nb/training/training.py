@@ -362,12 +362,28 @@ def make_row(training: Training, experiment: str) -> dict:
             **_about(training, experiment),
             **retrieval_metrics(tested[0], splits.test_set, *tested[1:]),
             **_hits(splits.test_set, *tested),
+            **_without_copies(tested[0], splits),
             **proxy_similarity(fitted, splits.train_set.labels, training.objective),
             "neighbours": neighbours(*tested),
             "history": training.history,
             **machine(),
         }
     return broadcast_object_list(row)[0]
+
+
+def _without_copies(queries: Tensor, splits: Splits) -> dict:  # empty when there are none
+    "The metrics once more, of each photo only the first of its copies."
+    if not splits.copies or not len(splits.copies.pairs):
+        return {}
+    left_out, labels = splits.copies.extra(), splits.test_set.labels
+    keep = torch.ones(len(labels), dtype=torch.bool)
+    keep[left_out] = False
+    keep &= labels[keep].bincount(minlength=len(splits.test_set.classes))[labels] > 1
+    if not keep.any():
+        return {}
+    share = len(splits.copies.concerned()) / len(labels)
+    rest = splits.test_set.without((~keep).nonzero().flatten().tolist())
+    return {"copies": {"share": share, **retrieval_metrics(queries[keep], rest)}}
 
 
 def _hits(test_set: RetrievalDataset, *tested: Tensor) -> dict:
@@ -475,6 +491,9 @@ def prepare(
     n_workers: int | None = None,  # processes that cut crops; None: 0 on a CPU, else up to 8
     check: bool = True,  # decode every photo
     checkpointing: bool = False,  # compute activations again in the backward pass
+    skip_damaged: bool = False,  # go on without photos that cannot be read
+    report: Path | None = None,  # file that lists them
+    copies: bool = False,  # look for copies among the test photos
 ) -> Training:
     "Data, model and loss of a training, new or where it was."
     home = data_root(None if recipe.dataset == "folder" else root)
@@ -483,7 +502,9 @@ def prepare(
     torch.manual_seed(recipe.seed)
     model, sha256 = _first_model(recipe, splits.channels, home, state, checkpointing)
     with accelerator.main_process_first():
-        splits.store(recipe, model.interpolation, check, home / "cache")
+        splits.store(recipe, model.interpolation, check, home / "cache", skip_damaged, report)
+    if copies and accelerator.is_main_process:
+        splits.find_copies()
     objective = make_objective(recipe, len(splits.train_set.classes), model.n_features)
     model, objective = model.to(accelerator.device), objective.to(accelerator.device)
     if recipe.frozen:
@@ -526,11 +547,12 @@ def train(
     evaluate_every: int = 1,  # epochs between looks at the validation classes
     n_workers: int | None = None,  # processes that cut crops; None: 0 on a CPU, else up to 8
     check: bool = True,  # decode every photo before training, also without a cache
+    skip_damaged: bool = False,  # go on without photos that cannot be read
     checkpointing: bool = False,  # save memory: compute activations again in the backward pass
     progress: bool = True,  # a bar over images, on standard error
     advance: Callable[[float], object] | None = None,  # told each share of the training, 1 in all
     watch: Callable[..., dict] | None = None,  # see below; joins the history after each epoch
-    raw: bool = False,  # test the features of the pretrained network, too
+    raw: bool = False,  # test the pretrained network, and without copies of photos, too
     tracker: str = "",  # of accelerate: tensorboard, wandb, ...; empty: none
 ) -> Run:
     "Train by a recipe, test once at the end, append one row. Under torchrun, in all processes."
@@ -545,6 +567,8 @@ def train(
         if state and "row" in state:  # finished, but perhaps its row was not written
             return output.finish(Run.of_state(state, source), new=False)
         options = {"n_workers": n_workers, "check": check, "checkpointing": checkpointing}
+        options |= {"skip_damaged": skip_damaged, "copies": raw}
+        options |= {"report": place / "damaged.csv" if place else None}
         training = prepare(recipe, root, accelerator, state, source, **options)
         training.started -= time.perf_counter() - started  # preparing counts, too
         if raw and not state and training.weights_sha256:
@@ -561,6 +585,7 @@ def train(
             )
         run = training.as_run(make_row(training, experiment))
         _warn_of_the_loss_alone(run)
+        _warn_of_copies(run)
         run.model.eval()
         return output.finish(run, new=True)
 
@@ -574,6 +599,17 @@ def _warn_of_the_loss_alone(run: Run) -> None:
             "see: no source was expanded, so this was the loss alone under the name of SEE: no "
             f"cosine to a centre reached the threshold, {last:.3g} in the last epoch. Lower "
             f"threshold ({r.threshold:g}; --threshold), or train for more epochs.",
+            stacklevel=3,
+        )
+
+
+def _warn_of_copies(run: Run) -> None:
+    "A query whose copy is in the gallery is a hit for a task that nobody has."
+    if found := run.row.get("copies"):
+        warnings.warn(
+            f"{run.recipe.dataset}: {found['share']:.1%} of the test photos have a copy among them. "
+            f"Recall@1 is {run.row['recall_at_1']:.1%}, without the copies "
+            f"{found['recall_at_1']:.1%}. `see-nb duplicates` lists them.",
             stacklevel=3,
         )
 
