@@ -25,7 +25,7 @@ from ..training.recipes import Recipe
 from ..training.results import append_row, machine, read_rows
 from ..training.runs import run_recipes
 from ..training.splits import Splits, weights_file
-from ..training.training import backbone_hash, empty_model
+from ..training.run import backbone_hash, empty_model
 
 # %% ../../nbs/experiments/00_plans.ipynb #c05
 QUICK = Recipe(dataset="glyphs", width=8, train_classes=144, epochs=6, validation=0)
