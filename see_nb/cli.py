@@ -276,7 +276,7 @@ class Evaluate(Command):
     def run(self) -> None:
         from see_nb.retrieval.embedding import evaluate
         from see_nb.training.splits import load_split
-        from see_nb.training.training import load_run
+        from see_nb.training.run import load_run
 
         run = load_run(self.checkpoint)
         recipe, trained = run.recipe, run.data["train"]
@@ -577,7 +577,7 @@ class Export(Command):
 
     def run(self) -> None:
         from see_nb.training.export import HubModel, export_onnx, open_model
-        from see_nb.training.training import load_run
+        from see_nb.training.run import load_run
 
         if not (self.onnx or self.folder or self.push):
             raise SeeError(
@@ -605,13 +605,18 @@ class App(Command):
     port: int = 0
     # open the page in the browser
     open: bool = False
+    # address to listen at; 0.0.0.0 in a container whose port is published
+    listen: str = "127.0.0.1"
+    # names under which the page may be asked for, besides localhost and 127.0.0.1
+    hosts: tuple[str, ...] = ()
 
     def run(self) -> None:
         with needs("app", "app"):
             import gradio  # noqa: F401
         from see_nb.app import launch
 
-        launch(self.folders, port=self.port or None, open_browser=self.open)
+        options = {"listen": self.listen, "hosts": self.hosts}
+        launch(self.folders, port=self.port or None, open_browser=self.open, **options)
 
 # %% ../nbs/cli.ipynb #c21
 COMMANDS = {

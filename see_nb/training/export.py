@@ -34,7 +34,7 @@ from ..files import expanded, replacing
 from ..retrieval.index import Index
 from .models import SHORT_NAMES, EmbeddingModel, create_model
 from .recipes import Recipe
-from .training import Run, empty_model, load_run
+from .run import Run, empty_model, load_run
 
 # %% ../../nbs/training/12_export.ipynb #c08
 _CARD = """---

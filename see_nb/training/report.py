@@ -23,7 +23,7 @@ from ..retrieval.embedding import embed
 from ..retrieval.metrics import nearest
 from ..retrieval.pages import photo_strip, write_page
 from .results import advice
-from .training import Run
+from .run import Run
 
 # %% ../../nbs/training/11_report.ipynb #c06
 @dataclass
