@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['Root', 'READING', 'COMMANDS', 'Command', 'Reproduce', 'GpuEvidence', 'RecipeOptions', 'Start', 'starting_recipe',
-           'Train', 'show_metrics', 'Evaluate', 'Datasets', 'MakeIndex', 'show_left_out', 'Search', 'Export', 'App',
-           'parse', 'warnings_in_one_line', 'escape_what_cannot_be_shown', 'main']
+           'Train', 'show_metrics', 'Evaluate', 'Compare', 'Datasets', 'Duplicates', 'new_file', 'Cache', 'MakeIndex',
+           'show_left_out', 'Search', 'Export', 'App', 'parse', 'warnings_in_one_line', 'escape_what_cannot_be_shown',
+           'main']
 
 # %% ../nbs/cli.ipynb #c02
 import contextlib
@@ -21,6 +22,7 @@ import tyro
 from tyro.conf import Positional
 
 from .errors import SeeError, needs, one_of
+from .files import expanded, make_folder, refuse_foreign
 from .training.presets import SIZES, machine_size, photo_recipe, preset
 from .training.recipes import Recipe
 
@@ -61,7 +63,7 @@ class Reproduce(Command):
 
     def run(self) -> None:
         with needs("notebooks", "reproduce"):
-            from see_nb.experiments.site import reproduce
+            from see_nb.experiments.reproduce import reproduce
         index = reproduce(self.preset, self.output, self.notebooks, self.only)
         print(f"The site is at {index}")
 
@@ -171,6 +173,8 @@ class Train(Command):
     workers: int = -1
     # decode every photo before training
     check: bool = True
+    # go on without photos that cannot be read; OUTPUT/damaged.csv lists them
+    skip_damaged: bool = False
     # spend time to save memory: compute activations again in the backward pass
     checkpointing: bool = False
     # log to tensorboard, wandb or another tracker of accelerate
@@ -204,14 +208,15 @@ class Train(Command):
             evaluate_every=self.evaluate_every,
             n_workers=None if self.workers == -1 else self.workers,
             check=self.check,
+            skip_damaged=self.skip_damaged,
             checkpointing=self.checkpointing,
-            untrained=True,
+            raw=True,
             tracker=self.tracker,
         )
         if PartialState().is_main_process:
             size, seed = recipe.embedding_size, recipe.seed
             print(f"{recipe.method} on {recipe.dataset}, D = {size}, seed {seed}, test classes:")
-            show_metrics(run.metrics, run.row.get("untrained"))
+            show_metrics(run.metrics, run.row)
             print(f"The model is at {self.output / 'checkpoint.pt'}")
             if recipe.dataset == "folder":
                 self.write_report(run)
@@ -222,6 +227,10 @@ class Train(Command):
         from see_nb.training.splits import load_split
 
         test = load_split(run.recipe, self.root)
+        if self.skip_damaged:
+            from see_nb.data.photos import find_damaged
+
+            test = test.without(find_damaged(test.images))
         try:
             with needs("notebooks", "report.html"):
                 page = write_report(run, test, self.output / "report.html")
@@ -241,12 +250,17 @@ class Train(Command):
 
 def show_metrics(
     metrics: dict[str, float],
-    untrained: dict[str, float] | None = None,  # of the same network before training
+    row: dict,  # of the training; may hold the metrics of the raw pretrained network
 ) -> None:
-    "Metrics in percent, one a line, beside those of the untrained network."
+    "Metrics in percent, beside those of the raw pretrained network, and what to do next."
+    from see_nb.training.results import advice
+
+    raw = row.get("raw") or {}
     for name, value in metrics.items():
-        before = (untrained or {}).get(name)
-        print(f"{name:>12}  {value:7.2%}" + (f"   untrained {before:7.2%}" if before else ""))
+        before = f"   raw pretrained network {raw[name]:7.2%}" if name in raw else ""
+        print(f"{name:>12}  {value:7.2%}{before}")
+    if raw:
+        print(advice(row | metrics))
 
 # %% ../nbs/cli.ipynb #c13
 @dataclass
@@ -262,7 +276,7 @@ class Evaluate(Command):
     def run(self) -> None:
         from see_nb.retrieval.embedding import evaluate
         from see_nb.training.splits import load_split
-        from see_nb.training.training import load_run
+        from see_nb.training.run import load_run
 
         run = load_run(self.checkpoint)
         recipe, trained = run.recipe, run.data["train"]
@@ -270,8 +284,70 @@ class Evaluate(Command):
         dataset = load_split(tested, self.root, trained=trained)
         print(f"{recipe.method}, trained on {recipe.dataset}, tested on {dataset}")
         as_then = dataset.classes == run.data["test"]["classes"]
-        before = run.row.get("untrained", {}) if as_then else {}
-        show_metrics(evaluate(run.model, dataset, image_size=recipe.image_size), before)
+        metrics = evaluate(run.model, dataset, image_size=recipe.image_size)
+        show_metrics(metrics, run.row if as_then else {})
+
+# %% ../nbs/cli.ipynb #c13b
+@dataclass
+class Compare(Command):
+    "Compare losses with the same budget and the same seeds; OUTPUT gets rows and a page."
+
+    kept: ClassVar[str] = "Finished runs are kept: the same command again goes on."
+
+    # two or more, the first is what the others must beat: a name of the registry or module:name of
+    # your own, with +see (as published) or +see-encoder behind it
+    losses: Positional[tuple[str, ...]]
+    # data set; folder: your own photos in ROOT, one folder a class
+    dataset: str = "folder"
+    root: Root = None
+    # recipe of everything but the loss, by the number of photos: small, medium, large or auto;
+    # empty: the defaults, for drawings
+    size: str = "small"
+    # or a recipe of the paper's table, for instance cub200-deit_small-128
+    preset: str = ""
+    # share of the classes that test, for a folder of your own
+    test_fraction: float = 0.5
+    # passes over the training images; 0: as the recipe says
+    epochs: int = 0
+    # paired runs of each
+    seeds: int = 8
+    # runs of each to find its rates; 0: the rates of the recipe
+    searches: int = 8
+    # points of Recall@1 below which a difference does not matter
+    margin: float = 0.5
+    # runs at a time; 0: one per core
+    processes: int = 0
+    # submitit: on a SLURM cluster
+    launcher: Literal["local", "submitit"] = "local"
+    # folder of rows, checkpoints and page; finished runs in it are not made again
+    output: Path = Path("see-nb-compare")
+    # say what it would do and stop
+    show: bool = False
+
+    def run(self) -> None:
+        with needs("notebooks", "compare"):
+            from see_nb.experiments.compare import compare, compare_page, plan_in_words
+            from see_nb.experiments.evidence import tests_table
+        recipes = self.recipes()
+        if self.show:
+            print(plan_in_words(len(recipes), self.seeds, self.searches))
+            return
+        names = ("seeds", "output", "searches", "margin", "root", "launcher")
+        options = {name: getattr(self, name) for name in names}
+        found = compare(recipes, processes=self.processes or None, **options)
+        print(tests_table(found.tests()).to_string(index=False))
+        print(f"The page is at {compare_page(found, self.output / 'compare.html')}")
+
+    def recipes(self) -> dict[str, Recipe]:
+        "A recipe for each loss, by what was typed."
+        from see_nb.experiments.compare import recipe_for
+
+        sys.path.insert(0, str(Path.cwd()))  # for losses of one's own
+        size = "" if self.preset else self.size
+        base = Start(self.preset, size, self.dataset, self.root, self.test_fraction).recipe()
+        base = base if self.preset else replace(base, dataset=self.dataset)
+        base = replace(base, epochs=self.epochs or base.epochs)
+        return {text: recipe_for(text, base) for text in self.losses}
 
 # %% ../nbs/cli.ipynb #c14
 @dataclass
@@ -285,6 +361,8 @@ class Datasets(Command):
     root: Root = None
     # look into every photo, not only for it
     decode: tyro.conf.FlagCreatePairsOff[bool] = True
+    # write a table of the photos that cannot be read
+    damaged: Path | None = None
 
     def run(self) -> int:
         from see_nb.data.datasets import HOW_TO_GET, check_dataset, dataset_states
@@ -293,7 +371,7 @@ class Datasets(Command):
             one_of("name", self.name, HOW_TO_GET)
         if self.action == "check":
             try:
-                print(check_dataset(self.name, self.root, decode=self.decode))
+                print(check_dataset(self.name, self.root, decode=self.decode, damaged=self.damaged))
             except SeeError as error:
                 print(f"see-nb: {error}", file=sys.stderr)
                 return 1
@@ -303,6 +381,70 @@ class Datasets(Command):
                 print(name, *(f"  {key + ':':<7}{value}" for key, value in state.items()), sep="\n")
         return 0
 
+# %% ../nbs/cli.ipynb #c14a
+@dataclass
+class Duplicates(Command):
+    "Count and list copies among photos: the same file, or one saved again, resized, brightened."
+
+    # folder of the photos, with all its sub-folders
+    photos: Positional[Path]
+    # how alike two photos look from which they count as copies, from 0 to 1
+    threshold: float = 0.95
+    # write all pairs as a table
+    csv: Path | None = None
+    # write pictures of pairs around the threshold, as PNG
+    pictures: Path | None = None
+
+    def run(self) -> None:
+        from see_nb.data.datasets import data_root
+        from see_nb.data.duplicates import copies_figure, find_copies
+        from see_nb.data.folders import OwnPhotos
+
+        own = OwnPhotos.of(self.photos)
+        photos = own.photos(data_root() / "cache")
+        copies = find_copies(photos, self.threshold)
+        table = copies.table()
+        print(copies)
+        if len(table):
+            print(table.head(20).to_string(index=False))
+        if own.left_out:
+            print(own.left_out, file=sys.stderr)
+        if self.csv:
+            table.to_csv(new_file(self.csv), index=False)
+            print(f"The {len(table):,} pairs are in {self.csv}")
+        if self.pictures:
+            copies_figure(photos, self.threshold).savefig(new_file(self.pictures), dpi=150)
+            print(f"The pictures are in {self.pictures}")
+
+
+def new_file(path: Path) -> Path:
+    "Where to write; a SeeError if it may be somebody's."
+    path = expanded(path)
+    refuse_foreign(path)
+    make_folder(path.parent)
+    return path
+
+# %% ../nbs/cli.ipynb #c14b
+@dataclass
+class Cache(Command):
+    "Show what the cache of shrunk photos and features takes, or clear it."
+
+    root: Root = None
+    # delete all of it; what is needed is made anew
+    clear: bool = False
+
+    def run(self) -> None:
+        from see_nb.data.datasets import data_root
+        from see_nb.data.photos import CACHE_GB, cache_sizes, clear_cache
+
+        cache = data_root(self.root) / "cache"
+        for kind, (n, size) in cache_sizes(cache).items():
+            print(f"{kind:<9} {n:>9,} files  {size / 1e9:7.2f} GB")
+        limit = os.environ.get("SEE_NB_CACHE_GB") or CACHE_GB
+        print(f"in {cache}, at most {limit} GB (SEE_NB_CACHE_GB); --clear deletes it")
+        if self.clear:
+            print(f"{clear_cache(cache) / 1e9:.2f} GB are free")
+
 # %% ../nbs/cli.ipynb #c16
 @dataclass
 class MakeIndex(Command):
@@ -311,47 +453,71 @@ class MakeIndex(Command):
     kept: ClassVar[str] = "Photos that are embedded are kept: the same command again goes on."
 
     # folders of the photos, with all their sub-folders; no labels are needed
-    photos: tuple[Path, ...]
-    # the index; with --add one that is there
+    photos: tuple[Path, ...] = ()
+    # the index
     output: Path = Path("my.index")
-    # written by see-nb train or see-nb export --folder; with --add the one of the index
+    # written by see-nb train or see-nb export --folder; an index that is there knows its own
     checkpoint: Path | None = None
-    # bring an index up to date: only new and changed photos are embedded, gone ones dropped
+    # instead of a checkpoint: a pretrained network of timm or torchvision, as it is
+    backbone: str = ""
+    # file with the weights of the backbone; if not given, they come from its library's hub
+    weights: Path | None = None
+    # take more folders into an index that is there
     add: bool = False
-    # of a new index, else exact; ivf and hnsw are faster for millions of photos, not exact
-    kind: Literal["exact", "ivf", "hnsw"] | None = None
-    # write paths and embeddings too, as .parquet, or as .npy with a .csv of the paths
+    # drop photos that are no longer on disk, unless their whole folder is away
+    prune: bool = False
+    # drop all photos of these folders
+    forget: tuple[Path, ...] = ()
+    # of faiss (IVF1024,Flat; HNSW32): an approximate index beside the exact search, for millions
+    factory: str = ""
+    # write paths, classes and embeddings too, as .parquet or .npz
     embeddings: Path | None = None
 
     def run(self) -> None:
-        from see_nb.retrieval.index import Index, refuse_export
-        from see_nb.training.export import index_with_model, open_model
+        from see_nb.retrieval.index import refuse_export
 
         if self.embeddings:
-            refuse_export(self.embeddings)
-        if self.add and self.kind:
-            raise SeeError(
-                "kind: an index keeps its kind. Leave --kind out with --add, or make another index."
-            )
-        if not self.add and self.output.exists():
-            raise SeeError(
-                f"output: {self.output} is there. Add to it with --add, or name another."
-            )
-        if self.add:
-            index = index_with_model(self.output, self.checkpoint)
-            index.add(self.photos, path=self.output, progress=True)
-        elif self.checkpoint is None:
-            raise SeeError("checkpoint: expected the model, written by `see-nb train`, got none.")
-        else:
-            model, source = open_model(self.checkpoint)
-            options = {"source": source, "path": self.output, "progress": True}
-            index = Index.build(model, self.photos, kind=self.kind or "exact", **options)
-        show_left_out(index.changes.damaged)
-        print(index.changes)
+            refuse_export(expanded(self.embeddings))
+        index = self.opened(expanded(self.output))
+        if self.photos:
+            self.take_in(index)
+        if self.prune or self.forget:
+            print(index.prune(self.forget))
+        if self.factory:
+            print(index.make_faster(self.factory))
         print(f"The index is at {self.output}: {index}")
         if self.embeddings:
             index.export(self.embeddings)
             print(f"The embeddings are at {self.embeddings}")
+
+    def opened(self, output: Path):
+        "The index that is there, or a new one."
+        from see_nb.retrieval.index import Index, list_photos
+        from see_nb.training.export import index_with_model, open_model
+
+        if output.exists() and (self.add or not (self.checkpoint or self.backbone)):
+            return index_with_model(output, self.checkpoint)
+        if not (self.checkpoint or self.backbone):
+            raise SeeError(
+                "checkpoint: expected the model (--checkpoint, written by `see-nb train`) or a "
+                "pretrained network (--backbone tf_efficientnet_lite0), got none."
+            )
+        if not output.exists():
+            list_photos(self.photos)  # what is wrong with them is said before the model is read
+        model, source = open_model(self.weights or self.checkpoint or "", self.backbone)
+        return Index.open(output, model, source=source, backbone=self.backbone)
+
+    def take_in(self, index) -> None:
+        "Embed what is new."
+        if not self.add and not index.holds(self.photos):
+            raise SeeError(
+                f"output: {self.output} is there, with other photos. Add to it with --add, or "
+                "name another."
+            )
+        changes = index.add(self.photos, progress=True)
+        print(*changes.left_out, sep="\n", end="\n" * bool(changes.left_out), file=sys.stderr)
+        show_left_out(changes.damaged)
+        print(changes)
 
 
 def show_left_out(damaged: dict[str, str]) -> None:  # path -> reason
@@ -362,7 +528,7 @@ def show_left_out(damaged: dict[str, str]) -> None:  # path -> reason
 # %% ../nbs/cli.ipynb #c17
 @dataclass
 class Search(Command):
-    "Find the photos of an index that are most like others."
+    "Find the photos of an index that are most like others; ask for many at once, it is quicker."
 
     # photos to search for, or folders of them
     photos: Positional[tuple[Path, ...]]
@@ -380,20 +546,17 @@ class Search(Command):
     checkpoint: Path | None = None
 
     def run(self) -> None:
-        from see_nb.retrieval.pages import results_page
+        from see_nb.retrieval.pages import results_page, show_found
         from see_nb.training.export import index_with_model
 
         if not self.photos:
             raise SeeError("photos: expected one or more to search for, got none.")
+        if self.html:
+            refuse_foreign(expanded(self.html))
         index = index_with_model(self.index, self.checkpoint)
         found = index.search(self.photos, self.k, labels=self.classes)
         show_left_out(found.damaged)
-        if self.json:
-            print(found.table().to_json(orient="records", lines=True), end="")
-        else:
-            columns = ["rank", "similarity", "label", "path"]
-            for query, near_it in found.table().groupby("query", sort=False):
-                print(query, near_it[columns].to_string(index=False), sep="\n")
+        print(found.to_json() if self.json else show_found(found))
         if self.html:
             page = results_page(found, self.html)
             print(f"The page is at {page}", file=sys.stderr if self.json else sys.stdout)
@@ -414,7 +577,7 @@ class Export(Command):
 
     def run(self) -> None:
         from see_nb.training.export import HubModel, export_onnx, open_model
-        from see_nb.training.training import load_run
+        from see_nb.training.run import load_run
 
         if not (self.onnx or self.folder or self.push):
             raise SeeError(
@@ -442,20 +605,28 @@ class App(Command):
     port: int = 0
     # open the page in the browser
     open: bool = False
+    # address to listen at; 0.0.0.0 in a container whose port is published
+    listen: str = "127.0.0.1"
+    # names under which the page may be asked for, besides localhost and 127.0.0.1
+    hosts: tuple[str, ...] = ()
 
     def run(self) -> None:
         with needs("app", "app"):
             import gradio  # noqa: F401
         from see_nb.app import launch
 
-        launch(self.folders, port=self.port or None, open_browser=self.open)
+        options = {"listen": self.listen, "hosts": self.hosts}
+        launch(self.folders, port=self.port or None, open_browser=self.open, **options)
 
 # %% ../nbs/cli.ipynb #c21
 COMMANDS = {
     "reproduce": Reproduce,
     "train": Train,
     "evaluate": Evaluate,
+    "compare": Compare,
     "datasets": Datasets,
+    "duplicates": Duplicates,
+    "cache": Cache,
     "index": MakeIndex,
     "search": Search,
     "app": App,

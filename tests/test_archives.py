@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from see_nb.data.archives import extract, fetch, md5_of
+from see_nb.data.benchmarks import extract, fetch, md5_of
 from see_nb.errors import SeeError
 
 
@@ -80,9 +80,9 @@ def test_an_archive_that_reaches_outside_is_refused(tmp_path, kind):
 FETCH = """
 import sys, time
 from pathlib import Path
-from see_nb.data import archives
+from see_nb.data import benchmarks
 root, md5, seconds = Path(sys.argv[1]), sys.argv[2], float(sys.argv[3])
-extract = archives.extract
+extract = benchmarks.extract
 def slow(archive, folder, limit):
     extract(archive, folder, limit)
     (root / "begun").touch()
@@ -90,8 +90,8 @@ def slow(archive, folder, limit):
     if seconds < 60:
         with open(root / "count", "a") as file:
             file.write("x")
-archives.extract = slow
-archives.fetch(root / "birds", "birds.tgz", [root], md5, None, "")
+benchmarks.extract = slow
+benchmarks.fetch(root / "birds", "birds.tgz", [root], md5, None, "")
 assert sorted(p.name for p in (root / "birds").iterdir()) == ["1", "2"]
 """
 

@@ -23,6 +23,7 @@ from see_nb.baselines.registry import (
     build_loss,
     build_miner,
 )
+from see_nb.method.synthetics import asking
 
 C, D = 4, 8
 
@@ -39,11 +40,10 @@ N_FEATURES = 5
 def prepared(loss, x, y):
     "The loss, after what training does before an epoch and before a batch."
     features = x.detach()[:, :N_FEATURES]
-    for module in loss.modules():
-        if hasattr(module, "refresh"):
-            module.refresh(F.normalize(x.detach(), dim=-1).float(), y, features.float())
-        if hasattr(module, "take"):
-            module.take(features)
+    for part in asking(loss, "training set"):
+        part.refresh(F.normalize(x.detach(), dim=-1).float(), y, features.float())
+    for part in asking(loss, "features"):
+        part.take(features, None)
     return loss
 
 
@@ -374,8 +374,8 @@ def test_the_gradient_of_quadruplets_holds_the_margins():
 def value_of(loss, x, y):
     "The next value, with the same draws."
     torch.manual_seed(2)
-    if hasattr(loss, "take"):
-        loss.take(x[:, :N_FEATURES])
+    for part in asking(loss, "features"):
+        part.take(x[:, :N_FEATURES], None)
     return loss(x, y)
 
 

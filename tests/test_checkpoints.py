@@ -6,15 +6,18 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import nn
 
 from see_nb.data.datasets import RetrievalDataset
 from see_nb.errors import SeeError
+from see_nb.method.synthetics import TrainingHooks
 from see_nb.training import splits
 from see_nb.training.checkpoints import FORMAT, read_checkpoint, save_checkpoint
 from see_nb.training.recipes import Recipe
 from see_nb.training.results import read_rows
+from see_nb.training.run import load_run
 from see_nb.training.splits import load_split
-from see_nb.training.training import Training, load_run, train
+from see_nb.training.training import Training, train
 
 SMALL = Recipe(embedding_size=12, epochs=2, width=4, batch_size=24, validation=0.0)
 KEPT = {"checkpoint_every": 2, "progress": False}
@@ -79,23 +82,7 @@ def test_a_cut_file_is_refused(stopped, tmp_path, size):
 def edits(state):
     "Name -> a change of a checkpoint, none of which may go further than a sentence."
     recipe, model, objective = state["recipe"], state["model"], state["objective"]
-    head, other = "head.1.weight", next(iter(model))
-    train, measured = state["data"]["train"], state.get("row", state)
-    measures = {
-        "a run without a name": {"run": 7},
-        "untrained as text": {"untrained": "text"},
-        "history as text": {"history": "text"},
-        "history of texts": {"history": ["text"]},
-        "history without a loss": {"history": [{"epoch": 0}]},
-    }
-    if "row" in state:
-        measures |= {
-            "a metric as text": {"recall_at_1": "text"},
-            "no number as metric": {"map_at_r": None},
-            "a tensor as metric": {"recall_at_1": torch.ones(2)},
-            "untrained of text": {"untrained": dict.fromkeys(measured, "text")},
-            "another metric untrained": {"untrained": {"accuracy": 0.5}},
-        }
+    head = "head.1.weight"
     return {
         "nothing but a format": {"format": FORMAT},
         "another format": state | {"format": 2},
@@ -104,24 +91,12 @@ def edits(state):
         "edited size": state | {"recipe": recipe | {"embedding_size": 16}},
         "edited width": state | {"recipe": recipe | {"width": 10**6}},
         "edited backbone": state | {"recipe": recipe | {"backbone": "resnet10t"}},
-        "channels": state | {"channels": 3},
-        "channels as text": state | {"channels": "1"},
         "a tensor less": state | {"model": {k: v for k, v in model.items() if k != head}},
         "a tensor more": state | {"model": model | {"more": torch.ones(1)}},
         "another shape": state | {"model": model | {head: torch.ones(3)}},
-        "whole numbers": state | {"model": model | {other: model[other].long()}},
         "classes cut": state | {"classes": state["classes"][:5]},
-        "classes as text": state | {"classes": "abc"},
         "no objective": {k: v for k, v in state.items() if k != "objective"},
         "objective of text": state | {"objective": dict.fromkeys(objective, "x")},
-        "a row of text": state | {"row": "row"},
-        "an empty row": state | {"row": {}},
-        "no data": state | {"data": {}},
-        "a class less in the split": state
-        | {"data": state["data"] | {"train": train | {"classes": train["classes"][:1]}}},
-    } | {
-        name: state | ({"row": measured | change} if "row" in state else change)
-        for name, change in measures.items()
     }
 
 
@@ -134,24 +109,22 @@ def test_an_edited_checkpoint_is_refused_in_one_line(stopped, tmp_path, finished
     for name, edited in edits(state).items():
         path = tmp_path / "edited.pt"
         torch.save(edited, path)
-        for use in (load_run, lambda p: train(SMALL, checkpoint=p, resume=True, progress=False)):
-            try:
-                use(path)
-            except SeeError as error:
-                text = str(error)
-            else:
-                pytest.fail(f"not refused: {name}")
-            assert "\n" not in text and "weights_only" not in text, (name, text)
+        try:
+            load_run(path)
+        except SeeError as error:
+            text = str(error)
+        else:
+            pytest.fail(f"not refused: {name}")
+        assert "\n" not in text and "weights_only" not in text, (name, text)
 
 
 def test_what_only_a_resume_needs_is_checked_too(stopped, tmp_path):
     state = read_checkpoint(stopped)
-    for name, change in {
-        "optimizer": {}, "schedule": {}, "epoch": 7, "position": -1, "total": torch.ones(3), "seconds": "long",
-    }.items():  # fmt: skip
-        torch.save(state | {name: change}, tmp_path / "edited.pt")
-        with pytest.raises(SeeError):
-            train(SMALL, checkpoint=tmp_path / "edited.pt", resume=True, progress=False)
+    edited = [state | {"optimizer": {}}, {k: v for k, v in state.items() if k != "epoch"}]
+    for i, state in enumerate(edited):
+        torch.save(state, tmp_path / f"{i}.pt")
+        with pytest.raises(SeeError, match="does not fit the recipe|lacks epoch"):
+            train(SMALL, checkpoint=tmp_path / f"{i}.pt", resume=True, progress=False)
 
 
 def test_a_changed_data_set_is_not_gone_on_with(stopped, tiny):
@@ -260,13 +233,15 @@ def test_a_loss_that_wants_to_know_the_training_set_is_told_each_epoch(tiny, tmp
 
     real, calls = training.make_objective, []
 
-    def curious(recipe, *sizes):
-        objective = real(recipe, *sizes)
+    class Curious(TrainingHooks, nn.Module):
+        asks = ("training set",)
 
-        def refresh(embeddings, labels, features):
+        def refresh(self, embeddings, labels, features):
             calls.append((tuple(embeddings.shape), len(labels), tuple(features.shape)))
 
-        objective.refresh = refresh
+    def curious(recipe, *sizes):
+        objective = real(recipe, *sizes)
+        objective.hooks = Curious()
         return objective
 
     monkeypatch.setattr(training, "make_objective", curious)

@@ -57,7 +57,7 @@ import importlib, pkgutil, sys
 import see_nb
 dev = {{"nbdev", "fastcore", "execnb", "ghapi", "pytest", "hypothesis"}}
 extras = {{"matplotlib", "seaborn", "IPython", "ipykernel", "nbclient", "nbconvert", "nbformat",
-          "jupyterlab", "itables", "bs4", "submitit",
+          "jupyterlab", "sphinx", "submitit",
           "gradio", "pillow_heif", "onnxscript", "onnxruntime", "pyarrow"}}
 sys.modules.update(dict.fromkeys(dev | extras))  # None: not installed
 names = [m.name for m in pkgutil.walk_packages(see_nb.__path__, "see_nb.")]
@@ -94,7 +94,6 @@ DISTRIBUTIONS = {
     "pytorch_metric_learning": "pytorch-metric-learning",
     "PIL": "pillow",
     "IPython": "ipython",
-    "bs4": "beautifulsoup4",
     "sklearn": "scikit-learn",
 }
 

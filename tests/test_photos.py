@@ -1,4 +1,4 @@
-"Photos of every kind, their hashes, and their cache: wanted by several, killed, damaged, mistaken."
+"Photos of every kind, from files and memory; their hashes; their cache: wanted by several, killed, damaged, mistaken, full."
 
 import errno
 import io
@@ -16,72 +16,18 @@ import torchvision.transforms.v2  # noqa: F401  once, before the forks
 from conftest import forked
 from PIL import Image
 
-from see_nb.data import cache as cache_module
 from see_nb.data import photos as photos_module
-from see_nb.data.cache import cache_photos
-from see_nb.data.photos import Photos, content_hashes, read_photo
+from see_nb.data.photos import (
+    Photos,
+    cache_photos,
+    cache_sizes,
+    check_photos,
+    clear_cache,
+    content_hashes,
+    find_damaged,
+    read_photo,
+)
 from see_nb.errors import SeeError
-
-N = 30
-
-
-@pytest.fixture
-def photos(tmp_path) -> Photos:
-    "Thirty small photos of noise."
-    for i in range(N):
-        Image.fromarray(
-            np.random.default_rng(i).integers(0, 256, (40, 50, 3), dtype=np.uint8)
-        ).save(tmp_path / f"{i}.png")
-    return Photos(tmp_path, [f"{i}.png" for i in range(N)])
-
-
-def slow_reads(monkeypatch, log):
-    "Every decoding takes a moment and leaves a line."
-    real = cache_module.read_photo
-
-    def read(*arguments):
-        with open(log, "a") as file:
-            file.write("decoded\n")
-        time.sleep(0.02)
-        return real(*arguments)
-
-    monkeypatch.setattr(cache_module, "read_photo", read)
-
-
-def test_of_three_processes_one_decodes_and_all_read(photos, tmp_path, monkeypatch):
-    slow_reads(monkeypatch, tmp_path / "log")
-
-    def work():
-        cached = cache_photos(photos, 20, tmp_path / "cache")
-        assert all(cached[i].shape == (3, 20, 25) for i in range(N))
-
-    pids = [forked(work) for _ in range(3)]
-    assert [os.waitpid(pid, 0)[1] for pid in pids] == [0, 0, 0]
-    assert len((tmp_path / "log").read_text().splitlines()) == N
-
-
-def test_a_killed_process_leaves_nothing_that_is_taken_for_whole(photos, tmp_path, monkeypatch):
-    slow_reads(monkeypatch, tmp_path / "log")
-    pid = forked(lambda: cache_photos(photos, 20, tmp_path / "cache"))
-    while not list((tmp_path / "cache").glob(".*.part.bytes")):
-        time.sleep(0.01)
-    os.kill(pid, signal.SIGKILL)
-    assert os.WIFSIGNALED(os.waitpid(pid, 0)[1])
-    assert not list((tmp_path / "cache").glob("photos*.bytes"))
-    cached = cache_photos(photos, 20, tmp_path / "cache")
-    assert not list((tmp_path / "cache").glob(".*.part.bytes"))  # nor what the dead one left
-    assert all(torch.equal(cached[i], read_photo(photos.folder / f"{i}.png", 20)) for i in range(N))
-
-
-def test_other_photos_or_sizes_get_a_cache_of_their_own(photos, tmp_path):
-    cache = tmp_path / "cache"
-    first = cache_photos(photos, 20, cache)
-    assert cache_photos(photos, 24, cache).store != first.store
-    assert cache_photos(photos, 20, cache, "bilinear").store != first.store
-    Image.new("RGB", (50, 40), "red").save(photos.folder / "3.png")
-    changed = cache_photos(photos, 20, cache)
-    assert changed.store != first.store and changed[3][0].min() == 255
-
 
 # One photo: every kind of file, and what is no photograph
 
@@ -192,6 +138,7 @@ def test_files_are_read_once_for_their_hashes(old, monkeypatch):
 def test_a_photo_replaced_in_place_with_its_old_time_is_another(old, tmp_path):
     path = old.folder / "3.bmp"
     first, before = cache_photos(old, 16, tmp_path / "cache"), path.stat()
+    check_photos(first)
     Image.new("RGB", (30, 20), "blue").save(path)
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
     assert (path.stat().st_size, path.stat().st_mtime_ns) == (before.st_size, before.st_mtime_ns)
@@ -213,13 +160,45 @@ def test_hashes_need_no_place_to_be_kept(old, tmp_path):
     assert nowhere.hashes == old.hashes
 
 
-def test_a_missing_photo_has_no_hash(old):
+def test_a_missing_photo_has_no_hash_and_is_found_with_all_others_that_are_damaged(old, tmp_path):
     (old.folder / "3.bmp").unlink()
-    with pytest.raises(SeeError, match="3.bmp cannot be read .No such file"):
-        content_hashes(old.folder, old.files, old.memo)
+    (old.folder / "7.bmp").write_bytes((old.folder / "7.bmp").read_bytes()[:60])
+    hashes = content_hashes(old.folder, old.files, old.memo)
+    assert hashes[3] == "" and len(set(hashes)) == 20
+    for photos in (old, cache_photos(old, 16, tmp_path / "cache")):
+        assert list(find_damaged(photos)) == [3, 7]
+        with pytest.raises(SeeError, match="2 of 20 photos cannot be read. .*3.bmp.*7.bmp"):
+            check_photos(photos, tmp_path / "damaged.csv")
+        rows = (tmp_path / "damaged.csv").read_text().splitlines()
+        assert rows[0] == "path,reason" and [row[:5] for row in rows[1:]] == ["3.bmp", "7.bmp"]
 
 
-# The cache: no folder gets another folder's pixels
+# The cache: no photo gets another photo's pixels
+
+
+def right(cached, n=20) -> bool:
+    "Whether every photo comes out as its file holds it."
+    whole = [read_photo(cached.folder / file, *cached.made) for file in cached.files[:n]]
+    return all(torch.equal(cached[i], pixels) for i, pixels in enumerate(whole))
+
+
+@pytest.fixture
+def decoded(monkeypatch) -> list:
+    "Which photos are decoded."
+    real, seen = photos_module.read_photo, []
+    monkeypatch.setattr(photos_module, "read_photo", lambda *a: seen.append(a[0].name) or real(*a))
+    return seen
+
+
+def test_photos_are_decoded_once_wherever_they_lie(old, tmp_path, decoded):
+    check_photos(cache_photos(old, 16, tmp_path / "cache"))
+    assert len(decoded) == 20
+    moved = Photos(old.folder.rename(tmp_path / "moved"), old.files, old.memo)
+    again = cache_photos(moved, 16, tmp_path / "cache")
+    assert [again[i].shape for i in range(20)] and len(decoded) == 20 and right(again)
+    for other in (cache_photos(moved, 17, tmp_path / "cache"), again.select([3])):
+        assert other.identity() != again.identity()
+    assert again.select([3]).identity() != again.select([4]).identity()
 
 
 def test_two_folders_with_files_of_one_name_and_size_keep_their_own_pixels(tmp_path):
@@ -228,95 +207,95 @@ def test_two_folders_with_files_of_one_name_and_size_keep_their_own_pixels(tmp_p
         Image.new("RGB", (30, 20), colour).save(tmp_path / name / "0.bmp")
     for name, colour in (("one", [255, 0, 0]), ("other", [0, 0, 255]), ("one", [255, 0, 0])):
         photos = Photos(tmp_path / name, ["0.bmp"], tmp_path / "memo")
-        cached = cache_photos(photos, 16, tmp_path / "cache")
-        assert cached[0][:, 0, 0].tolist() == colour
+        assert cache_photos(photos, 16, tmp_path / "cache")[0][:, 0, 0].tolist() == colour
 
 
-def test_the_same_photos_in_another_folder_find_the_cache(old, tmp_path):
-    first = cache_photos(old, 16, tmp_path / "cache")
-    moved = old.folder.rename(tmp_path / "moved")
-    second = cache_photos(Photos(moved, old.files, old.memo), 16, tmp_path / "cache")
-    assert second.store == first.store and second.identity() == first.identity()
-    assert first.select([3]).identity() != first.select([4]).identity()
-    larger = cache_photos(Photos(moved, old.files), 17, tmp_path / "cache")
-    assert larger.hashes == second.hashes and larger.identity() != second.identity()
+def test_of_several_processes_all_read_the_right_pixels_and_a_kill_costs_one_photo(old, tmp_path):
+    def work(slow=0):
+        real = photos_module.read_photo
+        photos_module.read_photo = lambda *a: time.sleep(slow) or real(*a)
+        cached = cache_photos(old, 16, tmp_path / "cache")
+        check_photos(cached)
+        assert all(cached[i].shape == (3, 16, 24) for i in range(20))
+
+    old.hashes  # noqa: B018  once, before the forks
+    killed = forked(lambda: work(0.2))
+    while not list((tmp_path / "cache").glob("photos/*/*/[!.]*.npz")):
+        time.sleep(0.01)
+    os.kill(killed, signal.SIGKILL)
+    assert os.WIFSIGNALED(os.waitpid(killed, 0)[1])
+    kept = list((tmp_path / "cache").glob("photos/*/*/[!.]*.npz"))
+    assert 0 < len(kept) < 20
+    pids = [forked(work) for _ in range(3)]
+    assert [os.waitpid(pid, 0)[1] for pid in pids] == [0, 0, 0]
+    assert right(cache_photos(old, 16, tmp_path / "cache"))
 
 
-@pytest.mark.parametrize("part", ["npy", "bytes"])
-@pytest.mark.parametrize("damage", ["empty", "short", "longer", "noise", "folder"])
-def test_a_damaged_cache_is_made_anew_or_told(old, tmp_path, part, damage):
+@pytest.mark.parametrize("damage", ["empty", "short", "longer", "noise", "other", "folder", "full"])
+def test_a_damaged_or_full_cache_gives_the_right_pixels(old, tmp_path, damage, monkeypatch):
     cached = cache_photos(old, 16, tmp_path / "cache")
-    path = cached.store.with_suffix(f".{part}")
-    content = path.read_bytes()
-    if damage == "folder":
-        path.unlink()
-        path.mkdir()
-        with pytest.raises(SeeError, match="a folder of that name is in the way"):
-            cache_photos(fresh(old), 16, tmp_path / "cache")
-        return
+    check_photos(cached)
+    content, other = cached.place(3).read_bytes(), cached.place(4).read_bytes()
     noise = bytes(np.random.default_rng(0).integers(0, 256, len(content), dtype=np.uint8))
-    damaged = {"empty": b"", "short": content[:-5], "longer": content + b"12345", "noise": noise}
-    path.write_bytes(damaged[damage])
-    again = cache_photos(fresh(old), 16, tmp_path / "cache")
-    if (part, damage) == ("bytes", "noise"):  # of the right size: noticed when it is read
-        with pytest.raises(SeeError, match="0.bmp is damaged in .*Delete that file"):
-            again[0]
+    damages = {"empty": b"", "short": content[:-5], "longer": b"12345" + content[:-9]}
+    cached.place(3).unlink()
+    if damage == "folder":
+        cached.place(3).mkdir()
+    elif damage == "full":
+        full = OSError(errno.ENOSPC, "No space left on device")
+        monkeypatch.setattr(np, "savez", lambda *_, **__: (_ for _ in ()).throw(full))
     else:
-        assert all(
-            torch.equal(again[i], read_photo(old.folder / f"{i}.bmp", 16)) for i in range(20)
-        )
-
-
-def test_a_flipped_shape_in_the_index_is_noticed(old, tmp_path):
-    cached = cache_photos(old, 16, tmp_path / "cache")
-    rows = np.load(cached.store.with_suffix(".npy"))
-    rows[:, :2] = rows[:, 1::-1]  # height and width: the offsets still fit
-    np.save(cached.store.with_suffix(".npy"), rows)
-    with pytest.raises(SeeError, match="0.bmp is damaged in"):
-        cache_photos(fresh(old), 16, tmp_path / "cache")[0]
-
-
-def test_a_full_disk_leaves_no_cache(old, tmp_path, monkeypatch):
-    real = cache_module.read_photo
-
-    def full(path, *arguments):
-        if path.name == "7.bmp":
-            raise OSError(errno.ENOSPC, "No space left on device")
-        return real(path, *arguments)
-
-    monkeypatch.setattr(cache_module, "read_photo", full)
-    with pytest.raises(SeeError, match="the disk is full"):
-        cache_photos(old, 16, tmp_path / "cache")
-    assert [p.suffix for p in (tmp_path / "cache").iterdir()] == [".lock"]
+        cached.place(3).write_bytes({**damages, "noise": noise, "other": other}[damage])
+    again = cache_photos(fresh(old), 16, tmp_path / "cache")
+    if damage == "other":  # a whole file under a wrong name: nobody but a hand puts it there
+        assert torch.equal(again[3], again[4])
+    else:
+        assert right(again)
 
 
 @pytest.mark.parametrize(
     "resize, interpolation, message",
-    [
-        (0, "bicubic", "resize: expected"),
-        (-5, "bicubic", "resize: expected"),
-        (9, "cubic", "bicubic"),
-    ],
+    [(0, "bicubic", "resize: "), (-5, "bicubic", "resize: "), (9, "cubic", "bicubic")],
 )
 def test_wrong_arguments_of_the_cache_are_told(old, tmp_path, resize, interpolation, message):
     with pytest.raises(SeeError, match=message):
         cache_photos(old, resize, tmp_path / "cache", interpolation)
 
 
-def test_a_photo_that_changes_while_it_is_decoded_leaves_no_cache(old, tmp_path, monkeypatch):
-    real = cache_module.read_photo
-
-    def read(path, *arguments):
-        if path.name == "7.bmp":
-            Image.new("RGB", (30, 20), "blue").save(old.folder / "3.bmp")
-        return real(path, *arguments)
-
-    monkeypatch.setattr(cache_module, "read_photo", read)
-    with pytest.raises(SeeError, match="changed while they were read. Repeat"):
-        cache_photos(old, 16, tmp_path / "cache")
-    assert not list((tmp_path / "cache").glob("*.npy"))
-    monkeypatch.setattr(cache_module, "read_photo", real)
+def test_a_photo_that_changes_while_it_is_read_is_told(old, tmp_path):
+    cached = cache_photos(old, 16, tmp_path / "cache")
+    Image.new("RGB", (30, 20), "blue").save(old.folder / "3.bmp")
+    with pytest.raises(SeeError, match="3.bmp has changed since it was listed. Repeat"):
+        cached[3]
     assert cache_photos(old, 16, tmp_path / "cache")[3][:, 0, 0].tolist() == [0, 0, 255]
+
+
+def test_the_cache_keeps_its_limit_and_drops_what_was_used_longest_ago(
+    old, tmp_path, monkeypatch, capsys
+):
+    cache = tmp_path / "cache"
+    first = cache_photos(old, 16, cache)
+    check_photos(first)
+    files, size = cache_sizes(cache)["photos"]
+    assert files == 20
+    for i in range(20):
+        os.utime(first.place(i), (i, i))
+    monkeypatch.setenv("SEE_NB_CACHE_GB", str((size + 5 * 4 * 17 * 17) / 1e9))
+    second = cache_photos(old, 17, cache)  # room for 5 more, and that of old ones
+    check_photos(second)
+    assert right(second) and 0 < cache_sizes(cache)["photos"][0] < 40
+    assert not first.place(0).exists()
+    monkeypatch.setenv("SEE_NB_CACHE_GB", "0")
+    third = cache_photos(old, 18, cache)
+    assert right(third) and not third.place(0).exists()
+    assert "There is room for 0; the others are decoded anew" in capsys.readouterr().err
+    assert clear_cache(cache) > 0 and cache_sizes(cache)["photos"] == (0, 0)
+    monkeypatch.setenv("SEE_NB_CACHE_GB", "much")
+    with pytest.raises(SeeError, match="SEE_NB_CACHE_GB: expected a number of gigabytes"):
+        cache_photos(old, 16, cache)
+
+
+# In memory
 
 
 def test_a_picture_in_memory_is_read_as_its_file_is(tmp_path):

@@ -21,8 +21,6 @@ def blocks(readme: str, language: str) -> list[str]:
 def test_the_readme_is_made_from_the_index(root, readme, tmp_path):
     subprocess.run([sys.executable, root / ".ci/make_readme.py", tmp_path], check=True, timeout=60)
     assert (tmp_path / "README.md").read_text() == readme
-    for picture in (tmp_path / "nbs" / "images").iterdir():
-        assert picture.read_bytes() == (root / "nbs" / "images" / picture.name).read_bytes()
 
 
 def test_the_colab_badge_needs_a_real_address(root):
@@ -34,9 +32,12 @@ def test_the_colab_badge_needs_a_real_address(root):
 
 
 def test_every_picture_is_used(root, readme):
-    assert {f"nbs/images/{p.name}" for p in (root / "nbs" / "images").iterdir()} == set(
-        re.findall(r"!\[[^\]]*\]\(([^)]+)\)", readme)
-    )
+    tutorial = (root / "nbs" / "see_in_half_an_hour.ipynb").read_text(encoding="utf-8")
+    for picture in (root / "nbs" / "images").iterdir():
+        name = picture.name.replace("-dark", "")  # the site shows the one or the other
+        assert f"images/{name})" in readme + tutorial
+    for path in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", readme):
+        assert (root / path).exists()
 
 
 def test_every_link_leads_somewhere(root, readme):
@@ -46,10 +47,7 @@ def test_every_link_leads_somewhere(root, readme):
 
 
 def test_it_fits_a_few_screens(readme):
-    prose = re.sub(r"^```.*?^```", "", readme, flags=re.MULTILINE | re.DOTALL)
-    assert len(prose.split()) <= 1000
-    rows = [line for line in readme.splitlines() if line.startswith("|")]
-    assert 2 + 4 <= len(rows) <= 2 + 6  # the main comparisons are there
+    assert len(readme.split()) <= 900
 
 
 def test_its_python_runs(readme):

@@ -12,18 +12,18 @@ from torch import Tensor, nn
 
 from .augmentations import draw_partners
 from ..errors import SeeError
-from ..method.synthetics import Batch
+from ..method.expansion import full_precision
+from ..method.synthetics import Batch, Expansion
 
 # %% ../../nbs/baselines/09_generators.ipynb #c06
 def draw_triplets(
     batch: Batch,
     n_partners: int,  # K, for each source
-    generator: torch.Generator | None = None,
 ) -> tuple[Tensor, Tensor]:  # rows of the batch: anchors (N, K), and their positives (N, K)
     "An anchor of another class for each source, and a positive for each anchor."
-    anchors = draw_partners(batch, n_partners, False, generator)
-    of_anchors = Batch(batch.embeddings, batch.labels, anchors.flatten())
-    return anchors, draw_partners(of_anchors, 1, True, generator).view_as(anchors)
+    anchors = draw_partners(batch, n_partners, False)
+    of_anchors = batch._replace(chosen=anchors.flatten())
+    return anchors, draw_partners(of_anchors, 1, True).view_as(anchors)
 
 
 def as_constant(module: nn.Module, x: Tensor) -> Tensor:
@@ -32,19 +32,16 @@ def as_constant(module: nn.Module, x: Tensor) -> Tensor:
     return torch.func.functional_call(module, constants, (x,))
 
 
-class Generator(nn.Module):
+class Generator(Expansion):
     "What DAML and HDML share: the features they take, and the loss of their own."
+
+    asks = ("features",)
 
     def __init__(self):
         super().__init__()
         self._taken, self._own = None, None
 
-    def take(
-        self,
-        features: Tensor,  # that the head is fed, (B, F)
-        head: nn.Module,  # features -> unit embeddings
-    ) -> None:
-        "The features of the batch that comes next."
+    def take(self, features: Tensor, head: nn.Module) -> None:
         self._taken = features, [head]  # in a list: the head is no part of this module
 
     def given(self, n: int) -> tuple[Tensor, nn.Module]:
@@ -56,10 +53,7 @@ class Generator(nn.Module):
             )
         features, (head,) = self._taken
         self._taken = None
-        return features.float() if features.dtype in (
-            torch.half,
-            torch.bfloat16,
-        ) else features, head
+        return full_precision(features), head
 
     def _unused(self) -> Tensor:
         "Zero, with a gradient of zero for every parameter: several processes expect one."
@@ -100,27 +94,21 @@ class DAML(Generator):
         gap = (fooled - z[a]).square().sum(-1) - (z[p] - z[a]).square().sum(-1) - self.margin
         return (hard + self.regular * regular + self.adversarial * F.relu(gap)).mean()
 
-    def forward(
-        self,
-        embeddings: Tensor,  # sources, unit rows, (N, D)
-        centers: Tensor,  # (N, D); not used
-        n_expansion: int,  # K
-        *,
-        batch: Batch,
-        generator: torch.Generator | None = None,  # of the partners
+    def synthetics(
+        self, batch: Batch, centers: Tensor, k: int
     ) -> Tensor:  # (N, K, D), unit rows; (N, 0, D) while a part learns alone
         "A harder version of each source, for K anchors."
         self._own, (x, head) = self._unused(), self.given(len(batch.labels))
-        if self.epoch < self.pretrain or not len(embeddings):
-            return embeddings[:, None][:, :0]
-        a, p = draw_triplets(batch, n_expansion, generator)
+        if self.epoch < self.pretrain or not len(batch.chosen):
+            return batch.sources[:, None][:, :0]
+        a, p = draw_triplets(batch, k)
         n = batch.chosen[:, None].expand_as(a)
         triplets = torch.cat([x[a], x[p], x[n]], dim=-1)
         self._own = self.generator_loss(self.net(triplets.detach()), x, head, a, p, n)
         if self.epoch < self.pretrain + self.alone:
-            return embeddings[:, None][:, :0]
+            return batch.sources[:, None][:, :0]
         made = as_constant(self.net, triplets)
-        return head(made.flatten(0, 1)).view(*a.shape, -1).to(embeddings.dtype)
+        return head(made.flatten(0, 1)).view(*a.shape, -1).to(batch.embeddings.dtype)
 
     def combine(self, first: Tensor, second: Tensor, weight: float) -> Tensor:
         "The loss, `weight` times the loss of the synthetics, and the generator's own."
@@ -161,16 +149,20 @@ class HDML(Generator):
         layers = nn.Linear(embedding_size, width), nn.ReLU(), nn.BatchNorm1d(width)
         self.net = nn.Sequential(*layers, nn.Linear(width, n_features))
         self.classifier = nn.Linear(n_features, num_classes)
-        self.register_buffer("means", torch.full((2,), 1e6))  # J_avg, J_gen of the last epoch
-        self.register_buffer("sums", torch.zeros(3))  # J_m, J_gen and steps of this epoch
-        self.register_buffer("epoch", torch.tensor(-1))
+        self.register_buffer("recent", torch.zeros(64, 2))  # weighted J_m, J_gen of each step
+        self.register_buffer("steps", torch.zeros((), dtype=torch.long))
 
-    def set_epoch(self, epoch: int) -> None:
-        "At a new epoch the means of the last one count. The same epoch again changes nothing."
-        if epoch != self.epoch.item() and self.sums[2] > 0:
-            self.means.copy_(self.sums[:2] / self.sums[2])
-            self.sums.zero_()
-        self.epoch.fill_(epoch)
+    @property
+    def means(self) -> Tensor:  # J_avg and J_gen, (2,)
+        "Over the last 64 steps; 1e6 before the first."
+        known = self.steps.clamp(max=len(self.recent))
+        return torch.where(known > 0, self.recent.sum(0) / known.clamp(min=1), 1e6)
+
+    def note(self, *values: Tensor) -> None:
+        "Weighted J_m and J_gen of a step."
+        row = torch.stack([value.detach() for value in values]).to(self.recent)
+        self.recent.index_copy_(0, (self.steps % len(self.recent))[None], row[None])
+        self.steps += 1
 
     def generator_loss(self, given_back: Tensor, made: Tensor, x: Tensor, names: Tensor) -> Tensor:
         "J_gen: the features of real embeddings given back, and the class of synthetic ones kept."
@@ -178,21 +170,13 @@ class HDML(Generator):
         softmax = F.cross_entropy(as_constant(self.classifier, made), names)
         return (1 - self.share) * reconstruction + self.share * self.soft * softmax
 
-    def forward(
-        self,
-        embeddings: Tensor,  # sources, unit rows, (N, D)
-        centers: Tensor,  # (N, D); not used
-        n_expansion: int,  # K
-        *,
-        batch: Batch,
-        generator: torch.Generator | None = None,  # of the partners
-    ) -> Tensor:  # (N, K, D), unit rows
+    def synthetics(self, batch: Batch, centers: Tensor, k: int) -> Tensor:  # (N, K, D), unit rows
         "Each source pulled towards K anchors, made into features, and embedded again."
         (x, head), z, count = self.given(len(batch.labels)), batch.embeddings, len(batch.labels)
         self._own = None
-        if not len(embeddings):
-            return embeddings[:, None][:, :0]
-        a, p = draw_triplets(batch, n_expansion, generator)
+        if not len(batch.chosen):
+            return batch.sources[:, None][:, :0]
+        a, p = draw_triplets(batch, k)
         n = batch.chosen[:, None].expand_as(a)
         pulled = pull_negatives(z[a], z[p], z[n], self.means[0].to(z), self.alpha)
         rows = torch.cat([z, pulled.flatten(0, 1)])
@@ -202,7 +186,7 @@ class HDML(Generator):
         softmax = F.cross_entropy(self.classifier(x.detach()), batch.labels)
         self._own = generated, softmax
         again = as_constant(self.net, rows)[count:]
-        return head(again).view(*a.shape, -1).to(embeddings.dtype)
+        return head(again).view(*a.shape, -1).to(batch.embeddings.dtype)
 
     def combine(self, first: Tensor, second: Tensor, weight: float) -> Tensor:
         "J_metric and the losses of generator and classifier."
@@ -211,8 +195,5 @@ class HDML(Generator):
             return first + self._unused()
         generated, softmax = own
         real = torch.exp(-self.beta / self.means[1]).to(first)
-        if self.training:
-            step = [first.detach(), generated.detach(), torch.ones_like(first)]
-            self.sums += torch.stack(step).to(self.sums)
-        metric = real * first + weight * (1 - real) * second
-        return metric + generated / self.beta + softmax
+        self.note(real * first, generated)
+        return real * first + weight * (1 - real) * second + generated + softmax

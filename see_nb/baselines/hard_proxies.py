@@ -68,6 +68,7 @@ class HardProxyLoss(nn.Module):
                 f"expected 0 <= reach < 1 and 0 <= hardness < 1/2, got {reach} and {hardness}. At "
                 "1/2 a proxy reaches the border to its neighbour."
             )
+        self.num_classes = num_classes
         self.reach, self.hardness, self.scale = reach, hardness, scale
         m = min(meta_classes, num_classes)
         draws = torch.Generator().manual_seed(seed)

@@ -16,6 +16,7 @@ from scipy.spatial.distance import squareform
 from torch import Tensor
 
 from ..errors import SeeError
+from ..method.synthetics import TrainingHooks
 
 # %% ../../nbs/baselines/07_hierarchical.ipynb #c07
 def class_distances(
@@ -47,10 +48,11 @@ def merge_levels(
     return torch.from_numpy(levels).to(torch.uint8)
 
 # %% ../../nbs/baselines/07_hierarchical.ipynb #c17
-class HierarchicalTripletLoss(losses.BaseMetricLossFunction):
+class HierarchicalTripletLoss(TrainingHooks, losses.BaseMetricLossFunction):
     "Triplets whose margin follows from a tree of the classes (Ge et al., ECCV 2018)."
 
     see_place = "references"
+    asks = ("training set", "classes")
 
     def __init__(
         self,
@@ -66,7 +68,7 @@ class HierarchicalTripletLoss(losses.BaseMetricLossFunction):
                 f"expected 1 <= n_levels <= 255 and neighbours >= 1, got {n_levels} and "
                 f"{neighbours}. The paper has 16 levels."
             )
-        self.constant, self.n_levels = constant, n_levels
+        self.num_classes, self.constant, self.n_levels = num_classes, constant, n_levels
         m = min(neighbours, num_classes)
         self.register_buffer("levels", torch.zeros(num_classes, num_classes, dtype=torch.uint8))
         self.register_buffer("spread", torch.zeros(num_classes))  # s

@@ -13,6 +13,7 @@ from pytorch_metric_learning.utils.inference import FaissKNN
 from torch import Tensor, nn
 
 from ..errors import SeeError
+from ..method.synthetics import TrainingHooks
 
 # %% ../../nbs/baselines/06_mining.ipynb #c05
 class Mined(nn.Module):
@@ -59,10 +60,11 @@ def _at_offset(near: Tensor, other: Tensor, offset: Tensor) -> tuple[Tensor, Ten
     return near.gather(1, at[:, None]).squeeze(1), other.any(1)
 
 
-class SmartMiningLoss(nn.Module):
+class SmartMiningLoss(TrainingHooks, nn.Module):
     "Triplets with negatives from an index over the training set, and a global loss."
 
     see_place = "references"
+    asks = ("training set",)
 
     def __init__(
         self,

@@ -51,10 +51,10 @@ function draw() {
  const [x, y] = at(0, 0, 1);
  svg.innerHTML = s + `<text x="${x + 7}" y="${y}" fill="#d55e00" font-size="14">w</text>`;
  showK.value = k; showC.value = c.toFixed(2);
- box.querySelector("p").textContent = `Half-angle of the cone: ${degrees(c)} degrees. Any two of `
-  + `the ${k + 1} points are ${degrees(c * c - rho * rho / k)} degrees apart. This takes `
-  + `${k + 1} dimensions or more` + (k > 2 ? "; the drawing flattens them, so that points on the "
-  + "cone appear within its circle." : ".");
+ box.querySelector("p").textContent = (k > 2 ? `A shadow: ${k + 1} dimensions drawn in three, `
+  + "so that points on the cone appear within its circle. " : "")
+  + `Half-angle of the cone: ${degrees(c)} degrees. Any two of the ${k + 1} points are `
+  + `${degrees(c * c - rho * rho / k)} degrees apart; this takes ${k + 1} dimensions or more.`;
 }
 K.oninput = C.oninput = draw; draw();
 })()</script>

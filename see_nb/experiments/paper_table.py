@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['TABLE_CELL', 'PAPER_DATASETS', 'PAPER_BACKBONES', 'AS_PUBLISHED', 'WITH_ENCODER', 'PAPER_METHODS', 'UNTRAINED',
-           'read_paper', 'training_command', 'how_to_fill', 'table_runs', 'side_by_side', 'settings_table', 'as_texts',
-           'as_latex', 'paper_gains']
+           'OWN_BLOCK', 'read_paper', 'training_command', 'how_to_fill', 'table_runs', 'side_by_side', 'settings_table',
+           'as_texts', 'as_latex', 'paper_gains', 'own_block']
 
 # %% ../../nbs/experiments/02_paper_table.ipynb #c02
 from dataclasses import asdict
@@ -251,3 +251,34 @@ def paper_gains(
     others = wide.drop(columns="SEE")
     gains = {"SEE - Hyp": wide.SEE - others.Hyp, "SEE - best other": wide.SEE - others.max(axis=1)}
     return pd.DataFrame(gains).assign(**{"best other": others.idxmax(axis=1)}).round(1)
+
+# %% ../../nbs/experiments/02_paper_table.ipynb #c33d
+OWN_BLOCK = {  # what differs from the paper's cell, in words -> the paper, here
+    "photos": ("CUB-200-2011: 5,864 train, 5,924 test", "CUB-200, first edition: 2,990, 3,043"),
+    "cut": ("whole photos", "square around the bird"),
+    "weights": ("not said", "ResNet-50, ImageNet, of 2015"),
+}
+
+
+def own_block(
+    rows: pd.DataFrame,  # with arm, where, D, recall and map in points
+    raw: float = float("nan"),  # Recall@1 of raw features, in percent
+) -> pd.DataFrame:  # texts, one row per D and setting; empty before there are rows
+    "Runs with the paper's network on the first edition of its birds."
+    own = rows[rows.experiment.isin(["paper main", "paper few dimensions"])] if len(rows) else rows
+    if own.empty:
+        return pd.DataFrame()
+    tables = {
+        title: summarise(own, ["D", "arm"], column)
+        for column, title in (("recall", "Recall@1, %"), ("map", "MAP@R, %"))
+    }
+    first = next(iter(tables.values()))
+    texts = {
+        title: [_ours(*line) for line in table[["mean", "std", "n"]].itertuples(index=False)]
+        for title, table in tables.items()
+    }
+    above = [f"{mean - raw:+.2f}" if raw == raw else "" for mean in tables["Recall@1, %"]["mean"]]
+    texts["above raw features"] = above
+    facts = own.groupby(["D", "arm"], sort=False)[["epochs", "image_size", "frozen"]].first()
+    facts = facts.reset_index().rename(columns={"image_size": "pixels", "frozen": "frozen up to"})
+    return first[["D", "arm"]].assign(**texts).merge(facts)

@@ -25,6 +25,8 @@ def mmd_centers(
             "Use n_centers = n_expansion + 1."
         )
     k, dtype = n_centers - 1, dtype or torch.get_default_dtype()
+    if not dtype.is_floating_point:
+        raise SeeError(f"dtype: expected floating point, got {dtype}. Leave it out.")
     precise = torch.promote_types(dtype, torch.float32)
     rest = torch.arange(k, 0, -1, dtype=precise, device=device)  # K - j
     diagonal = torch.sqrt((k + 1) * rest / (k * (rest + 1)))

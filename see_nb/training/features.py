@@ -9,7 +9,7 @@ __all__ = ['frozen_outputs', 'file_checksum', 'write_rows', 'kept_file', 'crop_f
 import hashlib
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +17,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..data.crops import test_transform, train_transform
 from ..data.datasets import RetrievalDataset
-from ..data.photos import Photos
-from ..files import locked, replacing
+from ..data.photos import Photos, test_transform, touched, train_transform
+from ..files import cannot_write, locked
 from ..retrieval.embedding import image_loader, weights_digest
 from .models import EmbeddingModel
 
@@ -33,9 +32,10 @@ def frozen_outputs(
     n_crops: int,  # at least 1
     batch_size: int,  # crops at once
     precision: str,  # no or bf16: of the inner stages
+    start: int = 0,  # crops that are there already
 ) -> Iterator[np.ndarray]:  # (crops, F) in single, or (crops, channels, H, W) in half precision
     "What comes out of the frozen part, photo by photo and crop by crop, in batches."
-    keys = [(i, chance) for i in range(len(dataset)) for chance in range(n_crops)]
+    keys = [(i, chance) for i in range(len(dataset)) for chance in range(n_crops)][start:]
     batches = [keys[start : start + batch_size] for start in range(0, len(keys), batch_size)]
     device, training = next(model.parameters()).device, model.training
     inner = model.stage != "backbone"
@@ -57,22 +57,30 @@ def file_checksum(path: Path) -> str:  # eight hexadecimal digits
     return f"{value:08x}"
 
 
-def write_rows(rows: Iterator[np.ndarray], n: int, path: Path) -> None:
-    "Batches of rows, n in all, one after the other in a file of NumPy."
-    first = next(rows)
-    shape = (n, *first.shape[1:])
-    store = np.lib.format.open_memmap(path, mode="w+", dtype=first.dtype, shape=shape)
-    store[: len(first)], done = first, len(first)
-    for batch in rows:
+def write_rows(
+    make: Callable[[int], Iterator[np.ndarray]],  # batches of rows, from a row on
+    n: int,  # rows in all
+    path: Path,  # beside it, how many of them are there
+) -> None:
+    "Rows in a file of NumPy, batch by batch: one that a kill interrupted is gone on with."
+    count = path.with_suffix(".done")
+    done = int(count.read_text()) if count.is_file() and path.is_file() else 0
+    store = np.lib.format.open_memmap(path, mode="r+") if done else None
+    for batch in make(done):
+        if store is None:
+            shape = (n, *batch.shape[1:])
+            store = np.lib.format.open_memmap(path, mode="w+", dtype=batch.dtype, shape=shape)
         store[done : done + len(batch)] = batch
         done += len(batch)
-    store.flush()
+        store.flush()
+        count.write_text(str(done))
+    count.unlink(missing_ok=True)
 
 
 def kept_file(folder: Path, key: str) -> Path | None:
     "The file of a key; one that is damaged is named and removed."
     for path in folder.glob(f"features-{key}-*.npy"):
-        if path.stem.endswith(file_checksum(path)):
+        if path.stem.endswith(file_checksum(path)) and touched(path):
             return path
         warnings.warn(f"{path}: damaged (its checksum does not match); made anew.", stacklevel=3)
         path.unlink()
@@ -93,19 +101,25 @@ def crop_features(
     "What comes out of the frozen part for some crops of each photo, made once."
     how, n, each = model.interpolation, len(dataset), max(n_crops, 1)
     cut = train_transform(image_size, smallest, how) if n_crops else test_transform(image_size, how)
-    rows = frozen_outputs(model, dataset, cut, each, batch_size, precision)
+
+    def rows(start: int) -> Iterator[np.ndarray]:
+        return frozen_outputs(model, dataset, cut, each, batch_size, precision, start)
+
     if cache is None:
-        made = np.concatenate(list(rows))
+        made = np.concatenate(list(rows(0)))
         return dataset.with_images(torch.from_numpy(made).unflatten(0, (n, each)))
     content = _content(dataset.images), image_size, n_crops, smallest, how, model.stage, precision
     key = weights_digest(model.frozen_part, *content)[:16]
-    with locked(Path(cache) / f"features-{key}.lock"):
-        path = kept_file(Path(cache), key)
+    folder = Path(cache) / "features"
+    with locked(folder / f"{key}.lock"):
+        path = kept_file(folder, key)
         if path is None:
-            with replacing(Path(cache) / f"features-{key}.npy", durable=False) as part:
+            part = folder / f"{key}.part.npy"
+            try:
                 write_rows(rows, n * each, part)
-            made = Path(cache) / f"features-{key}.npy"
-            path = made.rename(made.with_stem(f"{made.stem}-{file_checksum(made)}"))
+                path = part.rename(folder / f"features-{key}-{file_checksum(part)}.npy")
+            except OSError as error:
+                raise cannot_write(part, error) from error
     stored = torch.from_numpy(np.load(path, mmap_mode="c"))
     return dataset.with_images(stored.unflatten(0, (n, each)))
 

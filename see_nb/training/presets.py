@@ -35,7 +35,7 @@ def _published(dataset: str, backbone: str, embedding_size: int) -> Recipe:
     options = dict(options, head_rate=100 if large and backbone != "resnet50" else 1)
     if backbone == "resnet50":
         options["step_epochs"], options["step_factor"] = _STEPS[dataset]
-    longest = (dataset, backbone) == ("inshop", "deit_small")
+    longest = (dataset, backbone, embedding_size) == ("inshop", "deit_small", 128)
     return Recipe(
         dataset=dataset,
         backbone=backbone,

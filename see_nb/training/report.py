@@ -22,7 +22,8 @@ from ..errors import SeeError
 from ..retrieval.embedding import embed
 from ..retrieval.metrics import nearest
 from ..retrieval.pages import photo_strip, write_page
-from .training import Run
+from .results import advice
+from .run import Run
 
 # %% ../../nbs/training/11_report.ipynb #c06
 @dataclass
@@ -92,13 +93,14 @@ def _curves(history: list[dict]) -> str:  # SVG; "" without epochs
 
 # %% ../../nbs/training/11_report.ipynb #c11
 def _measures(row: dict) -> str:  # HTML
-    "Recall@K and MAP@R, beside those of the backbone as it was before where the row has them."
+    "Recall@K and MAP@R, beside those of the raw pretrained network, and what to do next."
     names = [n for n in row if n.startswith("recall_at_") or n == "map_at_r"]
     label = {n: f"Recall@{n[10:]}" if n != "map_at_r" else "MAP@R" for n in names}
     lines = {"this model": {label[n]: row[n] for n in names}}
-    if before := row.get("untrained"):
-        lines["the same network, untrained"] = {label[n]: before[n] for n in names}
-    return pd.DataFrame(lines).T.to_html(float_format=lambda x: f"{x:.1%}", border=0)
+    if raw := row.get("raw"):
+        lines["the raw pretrained network"] = {label[n]: raw[n] for n in names}
+    table = pd.DataFrame(lines).T.to_html(float_format=lambda x: f"{x:.1%}", border=0)
+    return f"{table}<p>{escape(advice(row))}</p>"
 
 
 def _strips(chosen: list[int], s: Searches, dataset: RetrievalDataset) -> str:  # HTML

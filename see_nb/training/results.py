@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['row_line', 'row_of_line', 'append_row', 'check_writable', 'read_rows', 'row_as_now', 'report_rows', 'provenance',
-           'different_fields', 'pack_hits', 'hits_of', 'machine']
+           'different_fields', 'pack_hits', 'hits_of', 'advice', 'machine']
 
 # %% ../../nbs/training/07_results.ipynb #c03
 import json
@@ -255,6 +255,32 @@ def hits_of(
         return None
     bits = np.unpackbits(np.frombuffer(bytes.fromhex(text), np.uint8), count=sum(sizes))
     return np.split(bits.astype(bool), np.cumsum(sizes)[:-1])
+
+# %% ../../nbs/training/07_results.ipynb #c23e
+def advice(
+    row: dict,  # of a training with `raw=True`
+) -> str:  # a sentence or two; "" for a row without the raw network's metrics
+    "What to do next, by what training added to the raw pretrained network."
+    raw = row.get("raw")
+    if not raw:
+        return ""
+    nearest, ranking = (100 * (row[name] - raw[name]) for name in ("recall_at_1", "map_at_r"))
+    change = f"Training changed Recall@1 by {nearest:+.1f} points and MAP@R by {ranking:+.1f}"
+    size, most = row["embedding_size"], min(512, raw["embedding_size"])
+    larger = f"a larger embedding_size ({most} instead of {size})" if size < most else ""
+    if nearest < 0 and ranking < 0:
+        tries = " and ".join(filter(None, ["a lower learning_rate", larger]))
+        return f"{change}: keep the raw network (`see-nb index --backbone`), or try {tries}."
+    if nearest < 0:
+        tries = larger or "more photos of more classes"
+        return (
+            f"{change}: whole classes are ranked better, the first hit worse. Try {tries}, or keep "
+            "the raw network (`see-nb index --backbone`) where only the first hit counts."
+        )
+    recalls = [epoch["recall_at_1"] for epoch in row["history"] if "recall_at_1" in epoch]
+    if len(recalls) > 2 and recalls[-1] == max(recalls):
+        return f"{change}; on validation classes it was still rising: train longer."
+    return f"{change}." + (f" {larger.capitalize()} may add more." if larger else "")
 
 # %% ../../nbs/training/07_results.ipynb #c25
 def machine() -> dict:

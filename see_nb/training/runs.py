@@ -21,6 +21,7 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
+from ..baselines.registry import use_loss
 from ..errors import SeeError, one_of
 from .recipes import Recipe, recipe_of
 from .results import check_writable, different_fields, read_rows, row_as_now
@@ -43,6 +44,7 @@ class Job:
 
     def run(self, advance: Callable[[float], None] | None = None) -> str:
         "Train it, and give back its fingerprint; `advance` hears of each share of the training."
+        use_loss(self.recipe.loss)  # one's own is not known to a new process
         kept = {}
         if self.checkpoints:
             kept = {"checkpoint": self.checkpoints / f"{self.recipe.fingerprint}.pt"}
@@ -228,7 +230,7 @@ def repeat_row(
     threads = torch.get_num_threads()
     torch.set_num_threads(int(row["threads"]))
     try:
-        options = {"untrained": bool(row.get("untrained")), "progress": False}
+        options = {"raw": bool(row.get("raw")), "progress": False}
         again = train(recipe_of(row), root=root, **options).row
     finally:
         torch.set_num_threads(threads)

@@ -10,8 +10,6 @@ import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..data.cache import cache_photos
-from ..data.crops import shorter_side
 from see_nb.data.datasets import (
     RetrievalDataset,
     data_root,
@@ -20,7 +18,14 @@ from see_nb.data.datasets import (
     same_data,
     split_classes,
 )
-from ..data.photos import Photos, check_photos
+from ..data.duplicates import Copies, find_copies
+from see_nb.data.photos import (
+    Photos,
+    cache_photos,
+    find_damaged,
+    refuse_damaged,
+    shorter_side,
+)
 from ..errors import SeeError
 from .features import crop_features
 from .models import EmbeddingModel
@@ -81,6 +86,7 @@ class Splits:
     test_set: RetrievalDataset
     validation_set: RetrievalDataset | None = None
     facts: dict = field(default_factory=dict)  # of both splits as they were loaded, for checkpoints
+    copies: Copies | None = None  # among the test photos, once they are looked for
 
     @classmethod
     def load(
@@ -139,9 +145,12 @@ class Splits:
         interpolation: str,  # between pixels, of the model
         check: bool,  # decode every photo also without a cache
         cache: Path,  # folder
+        skip_damaged: bool = False,  # go on without photos that cannot be read
+        report: Path | None = None,  # file that lists them
     ) -> None:
-        "Photos go through the cache, or are checked."
+        "Photos go through the cache, or are checked; all that are damaged are told at once."
         size = shorter_side(recipe.image_size) if recipe.resize < 0 else recipe.resize
+        damaged, looked = {}, []
 
         def stored(part: RetrievalDataset) -> RetrievalDataset:
             if not isinstance(part.images, Photos):
@@ -149,12 +158,20 @@ class Splits:
             if part.gallery:
                 part.gallery = stored(part.gallery)
             if size:
-                return part.with_images(cache_photos(part.images, size, cache, interpolation))
-            if check:
-                check_photos(part.images)
-            return part
+                cached = cache_photos(part.images, size, cache, interpolation)
+                part = part.with_images(cached)
+            found = find_damaged(part.images) if size or check else {}
+            damaged.update({part.images.files[i]: text for i, text in found.items()})
+            looked.append(len(part))
+            return part.without(found) if found and skip_damaged else part
 
         self._change(stored)
+        refuse_damaged(damaged, sum(looked), report, skip_damaged)
+
+    def find_copies(self) -> None:
+        "Which test photos have a copy among them; a query is searched among all others."
+        if isinstance(self.test_set.images, Photos) and not self.test_set.gallery:
+            self.copies = find_copies(self.test_set.images)
 
     def take_features(self, model: EmbeddingModel, recipe: Recipe, cache: Path) -> None:
         "What comes out of the frozen part of the model, in place of the images."
