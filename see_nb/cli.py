@@ -593,13 +593,15 @@ class Export(Command):
     push: str | None = None
 
     def run(self) -> None:
-        from see_nb.training.export import HubModel, export_onnx, open_model
+        from see_nb.training.export import HubModel, export_onnx, open_model, refuse_foreign_folder
         from see_nb.training.training import load_run
 
         if not (self.onnx or self.folder or self.push):
             raise SeeError(
                 "export: expected --onnx FILE, --folder FOLDER or --push NAME, got none."
             )
+        if self.folder:
+            refuse_foreign_folder(expanded(self.folder))
         if self.onnx:
             difference = export_onnx(open_model(self.checkpoint)[0], self.onnx)
             print(f"ONNX is at {self.onnx}; largest difference to PyTorch {difference:.1e}")

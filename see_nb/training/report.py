@@ -175,7 +175,9 @@ def _page(
     "Searches and confusions below what is known of the model."
     refuse_foreign(expanded(path))
     s = search_all(rows, dataset.labels, k=min(6, len(dataset) - 1))
-    tables = " and ".join(f"<code>{escape(p.name)}</code>" for p in write_tables(s, dataset, expanded(path)))
+    tables = " and ".join(
+        f"<code>{escape(p.name)}</code>" for p in write_tables(s, dataset, expanded(path))
+    )
     parts = parts | {
         "Good searches": _strips(good_searches(s), s, dataset),
         "Worst searches": _strips(bad_searches(s), s, dataset),
@@ -219,7 +221,9 @@ def write_report(
 def report_index(
     index: Index,  # of photos with classes
     path: str | Path,  # of the page, HTML
-) -> tuple[dict[str, float], float]:  # Recall@K and MAP@R, and the cosine for "not in the catalogue"
+) -> tuple[
+    dict[str, float], float
+]:  # Recall@K and MAP@R, and the cosine for "not in the catalogue"
     "Metrics and searches among the photos of an index; no training is needed."
     dataset = labelled_photos(index)
     rows = torch.from_numpy(index.embeddings[(index.photos.label != "").to_numpy()])
