@@ -280,7 +280,7 @@ class Evaluate(Command):
     def run(self) -> None:
         from see_nb.retrieval.embedding import evaluate
         from see_nb.training.splits import load_split
-        from see_nb.training.training import load_run
+        from see_nb.training.run import load_run
 
         if self.index:
             return self.evaluate_index()
@@ -594,7 +594,7 @@ class Export(Command):
 
     def run(self) -> None:
         from see_nb.training.export import HubModel, export_onnx, open_model, refuse_foreign_folder
-        from see_nb.training.training import load_run
+        from see_nb.training.run import load_run
 
         if not (self.onnx or self.folder or self.push):
             raise SeeError(

@@ -17,7 +17,7 @@ from see_nb.errors import SeeError
 from see_nb.retrieval.database import Rows
 from see_nb.retrieval.index import Index
 from see_nb.training.recipes import Recipe
-from see_nb.training.training import Run, empty_model, make_objective
+from see_nb.training.run import Run, empty_model, make_objective
 
 pytest.importorskip("gradio", reason="the extra [app] is not installed")
 api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")

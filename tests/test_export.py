@@ -20,7 +20,7 @@ from see_nb.retrieval.index import Index
 from see_nb.training import export
 from see_nb.training.export import export_onnx, index_with_model, open_model
 from see_nb.training.recipes import Recipe
-from see_nb.training.training import Run, empty_model, load_run, make_objective
+from see_nb.training.run import Run, empty_model, load_run, make_objective
 
 
 @pytest.fixture(scope="module")

@@ -166,7 +166,7 @@ def find_files(
     while folders or linked_folders:
         below = folders.pop() if folders else linked_folders.pop(0)
         real = os.path.realpath(os.path.join(root, below))
-        if real in seen or (below and f"{root}{os.sep}".startswith(f"{real}{os.sep}")):
+        if real in seen or (below and Path(root).is_relative_to(real)):
             files.leave_out(LINKS, below)
             continue
         seen.add(real)

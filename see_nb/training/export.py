@@ -37,7 +37,7 @@ from ..retrieval.embedding import weights_digest
 from ..retrieval.index import Index
 from .models import SHORT_NAMES, EmbeddingModel, create_model
 from .recipes import Recipe
-from .training import Run, empty_model, load_run
+from .run import Run, empty_model, load_run
 
 # %% ../../nbs/training/12_export.ipynb #c08
 _CARD = """---

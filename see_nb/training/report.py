@@ -28,7 +28,7 @@ from ..retrieval.metrics import nearest
 from ..retrieval.index import Index
 from ..retrieval.pages import neighbour_strip, write_page
 from .results import advice
-from .training import Run
+from .run import Run
 
 # %% ../../nbs/training/11_report.ipynb #c06
 @dataclass
