@@ -16,7 +16,17 @@ from see_nb.method.synthetics import asking
 
 C, D, N_FEATURES = 6, 16, 20
 GPU = torch.device("cuda:0")
-WAITS = {"item", "tolist", "nonzero", "cpu", "numpy", "unique", "masked_select", "equal", "__bool__"}
+WAITS = {
+    "item",
+    "tolist",
+    "nonzero",
+    "cpu",
+    "numpy",
+    "unique",
+    "masked_select",
+    "equal",
+    "__bool__",
+}
 WAITS |= {"__int__", "__float__", "__index__", "argwhere", "allclose"}
 
 
@@ -65,7 +75,9 @@ class Device(TorchFunctionMode):
         by_mask = name == "__getitem__" and any(t.dtype == torch.bool for t in tensors[1:])
         if any(there) and (name in WAITS or by_mask or (name == "where" and len(args) == 1)):
             files = [frame.filename for frame in traceback.extract_stack()]
-            self.waits.append((name, [file for file in files if "see_nb" in file or "metric" in file]))
+            self.waits.append(
+                (name, [file for file in files if "see_nb" in file or "metric" in file])
+            )
 
 
 def on_device(x):
