@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from see_nb.method.adapters import RunningMeans
 from see_nb.method.see_loss import SEELoss
 
-C, D, STEPS, EPOCHS = 6, 12, 4, 6
+C, D, STEPS, EPOCHS, MIDDLE = 6, 12, 4, 6, 10
 KINDS = {
     "proxies": lambda **o: SEELoss.as_published(losses.ProxyAnchorLoss(C, D), EPOCHS, **o),
     "encoder": lambda **o: SEELoss(
@@ -227,20 +227,27 @@ def test_lightning(kind, tmp_path):
         def on_load_checkpoint(self, kept):
             self.see.generator.set_state(kept["frames"])
 
-    def fit(validated, stop=-1, resume=None):
-        x, y = (torch.cat(part) for part in zip(*images()))
-        loader = DataLoader(TensorDataset(x, y), 24)
-        module = Module()
+    def fit(validated, resume=None):
+        # the same batch at each step: where a loader goes on is not SEE's affair
+        x, y = (torch.cat(part) for part in zip(*images(1) * STEPS))
+        loader, module = DataLoader(TensorDataset(x, y), 24), Module()
+        inside = L.pytorch.callbacks.ModelCheckpoint(
+            tmp_path, "{step}", every_n_train_steps=MIDDLE, save_top_k=1, monitor=None
+        )
         options = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
-        trainer = L.Trainer(max_epochs=4, max_steps=stop, accelerator="cpu", default_root_dir=tmp_path, limit_val_batches=1.0 if validated else 0, **options)  # fmt: skip
-        trainer.fit(module, loader, loader if validated else None, ckpt_path=resume)
-        trainer.save_checkpoint(tmp_path / "last.ckpt")
+        if resume is None and not validated:
+            options["callbacks"] = [inside]
+        else:
+            options["enable_checkpointing"] = False
+        L.Trainer(
+            max_epochs=4, accelerator="cpu", limit_val_batches=1.0 if validated else 0, **options
+        ).fit(module, loader, loader if validated else None, ckpt_path=resume)
         return module.values
 
     plain = fit(False)
-    assert plain == fit(True)
-    first = fit(False, stop=2 * STEPS + 2)  # in the middle of the third epoch
-    assert first + fit(False, resume=tmp_path / "last.ckpt") == plain
+    assert plain == fit(True) and len(plain) == 4 * STEPS
+    resumed = fit(False, tmp_path / f"step={MIDDLE}.ckpt")  # in the middle of the third epoch
+    assert len(resumed) == len(plain) - MIDDLE and resumed == plain[MIDDLE:]
 
 
 def test_losses_that_are_compiled_whole():
