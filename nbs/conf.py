@@ -1,5 +1,7 @@
 "The site: `sphinx-build nbs see-nb-site` makes it of the notebooks as they are stored."
 
+import contextlib
+import io
 import json
 import re
 from configparser import ConfigParser
@@ -7,6 +9,8 @@ from pathlib import Path
 
 import myst_nb.sphinx_ext
 from fastcore.docments import docments
+
+from see_nb.cli import COMMANDS, main
 
 PATH = [  # what a reader reads, in this order; everything else is reference
     "see_in_half_an_hour",
@@ -58,6 +62,7 @@ html_theme = "sphinx_book_theme"
 html_title = "SEE: Spherical Embedding Expansion"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
+html_search_scorer = str(HERE / "_static" / "scorer.js")
 html_favicon = "_static/icon.svg"
 html_copy_source = False
 html_show_sphinx = False
@@ -77,14 +82,16 @@ def read_page(app, name: str, source: list[str]) -> None:
         source[0] += toctree("", pages_of(name))
     if source[0].lstrip().startswith("{"):
         notebook = json.loads(source[0])
-        notebook["cells"] = shown_cells(notebook["cells"])
+        notebook["cells"] = shown_cells(notebook["cells"], folded=name.endswith("_report"))
+        if name == "cli":
+            notebook["cells"].append(markdown("help", command_help()))
         if name == "index":
             sidebar = toctree("Read", PATH) + toctree("Reference", REFERENCE)
             notebook["cells"].append(markdown("sidebar", sidebar))
         source[0] = json.dumps(notebook)
 
 
-def shown_cells(cells: list[dict]) -> list[dict]:
+def shown_cells(cells: list[dict], folded: bool) -> list[dict]:
     "Without directives of nbdev and hidden cells; at the end what the module offers."
     module, shown = "", []
     for cell in cells:
@@ -93,7 +100,7 @@ def shown_cells(cells: list[dict]) -> list[dict]:
         module = flags.get("default_exp", module)
         if not {"hide", "default_exp"} & flags.keys():
             text = re.sub(r"^#\|.*\n?", "", text, flags=re.M)
-            shown.append(shown_cell(cell, in_both_modes(text), flags))
+            shown.append(shown_cell(cell, in_both_modes(text), flags, folded))
     if module:
         name = f"see_nb.{module}".removesuffix(".__init__")
         directive = f"```{{eval-rst}}\n.. automodule:: {name}\n   :members:\n```"
@@ -101,9 +108,10 @@ def shown_cells(cells: list[dict]) -> list[dict]:
     return shown
 
 
-def shown_cell(cell: dict, text: str, flags: dict[str, str]) -> dict:
+def shown_cell(cell: dict, text: str, flags: dict[str, str], folded: bool) -> dict:
     "The cell without its directives, which become options of myst-nb."
-    options = {"tags": ["remove-input"]} if flags.get("echo") == "false" or not text else {}
+    hidden = flags.get("echo") == "false" or not text
+    options = {"tags": ["remove-input"] if hidden else ["hide-input"] if folded else []}
     if "fig-cap" in flags:
         options["mystnb"] = {"figure": {"caption": flags["fig-cap"]}}
     return cell | {"source": text or "...", "metadata": options}
@@ -124,6 +132,16 @@ def in_both_modes(text: str) -> str:
 def markdown(name: str, text: str) -> dict:
     "A cell of text."
     return {"cell_type": "markdown", "id": name, "metadata": {}, "source": text}
+
+
+def command_help() -> str:
+    "What the program says today, command by command."
+    parts = ["## The options of each command"]
+    for name in COMMANDS:
+        with contextlib.redirect_stdout(io.StringIO()) as said:
+            main([name, "--help"])
+        parts.append(f"### see-nb {name}\n\n```text\n{said.getvalue().rstrip()}\n```")
+    return "\n\n".join(parts)
 
 
 def toctree(caption: str, pages: list[str]) -> str:
@@ -151,12 +169,17 @@ def read_comments(app, what: str, name: str, thing, options, lines: list[str]) -
         found = docments(thing, full=True)
     except (TypeError, ValueError, OSError, SyntaxError):  # written in C, or made at run time
         return
-    lines.append("")
+    lines[:] = [*map(escaped, lines), ""]
     for parameter, about in found.items():
         if about.docment and parameter != "self":
-            text = re.sub(r"(?<!`)([*|_\\])(?!`)", r"\\\1", " ".join(about.docment.split()))
             field = "returns" if parameter == "return" else f"param {parameter}"
-            lines.append(f":{field}: {text}")
+            lines.append(f":{field}: {escaped(' '.join(about.docment.split()))}")
+
+
+def escaped(text: str) -> str:
+    "Plain text for reStructuredText: only what stands in backticks has a meaning."
+    marks = r"`[^`]*`|[*|]|(?<=\w)_(?!\w)"
+    return re.sub(marks, lambda m: m[0] if m[0].startswith("`") else f"\\{m[0]}", text)
 
 
 def setup(app) -> None:

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from see_nb.training.export import HubModel
     from see_nb.training.models import create_model
     from see_nb.training.recipes import Recipe
-    from see_nb.training.training import load_model, train
+    from see_nb.training.run import load_model
+    from see_nb.training.training import train
 
 # %% ../nbs/front_door.ipynb #c03
 __version__ = "0.1.0"
@@ -43,7 +44,7 @@ _HOME = {  # name -> the module it comes from
     "expand": "method.expansion",
     "expand_reference": "method.expansion",
     "load_dataset": "data.datasets",
-    "load_model": "training.training",
+    "load_model": "training.run",
     "mean_average_precision_at_r": "retrieval.metrics",
     "mmd_centers": "method.centers",
     "recall_at_k": "retrieval.metrics",

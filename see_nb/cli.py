@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['Root', 'READING', 'COMMANDS', 'Command', 'Reproduce', 'GpuEvidence', 'RecipeOptions', 'Start', 'starting_recipe',
-           'Train', 'show_metrics', 'Evaluate', 'Compare', 'Datasets', 'MakeIndex', 'show_left_out', 'Search', 'Export',
-           'App', 'parse', 'warnings_in_one_line', 'escape_what_cannot_be_shown', 'main']
+           'Train', 'show_metrics', 'Evaluate', 'Compare', 'Datasets', 'Duplicates', 'new_file', 'Cache', 'MakeIndex',
+           'show_left_out', 'Search', 'Export', 'App', 'parse', 'warnings_in_one_line', 'escape_what_cannot_be_shown',
+           'main']
 
 # %% ../nbs/cli.ipynb #c02
 import contextlib
@@ -21,7 +22,7 @@ import tyro
 from tyro.conf import Positional
 
 from .errors import SeeError, needs, one_of
-from .files import expanded, refuse_foreign
+from .files import expanded, make_folder, refuse_foreign
 from .training.presets import SIZES, machine_size, photo_recipe, preset
 from .training.recipes import Recipe
 
@@ -172,6 +173,8 @@ class Train(Command):
     workers: int = -1
     # decode every photo before training
     check: bool = True
+    # go on without photos that cannot be read; OUTPUT/damaged.csv lists them
+    skip_damaged: bool = False
     # spend time to save memory: compute activations again in the backward pass
     checkpointing: bool = False
     # log to tensorboard, wandb or another tracker of accelerate
@@ -205,6 +208,7 @@ class Train(Command):
             evaluate_every=self.evaluate_every,
             n_workers=None if self.workers == -1 else self.workers,
             check=self.check,
+            skip_damaged=self.skip_damaged,
             checkpointing=self.checkpointing,
             raw=True,
             tracker=self.tracker,
@@ -223,6 +227,10 @@ class Train(Command):
         from see_nb.training.splits import load_split
 
         test = load_split(run.recipe, self.root)
+        if self.skip_damaged:
+            from see_nb.data.photos import find_damaged
+
+            test = test.without(find_damaged(test.images))
         try:
             with needs("notebooks", "report.html"):
                 page = write_report(run, test, self.output / "report.html")
@@ -257,10 +265,14 @@ def show_metrics(
 # %% ../nbs/cli.ipynb #c13
 @dataclass
 class Evaluate(Command):
-    "Recall@K and MAP@R of a checkpoint on a data set's test classes."
+    "Recall@K and MAP@R: of a checkpoint on test classes, or of an index on its own photos."
 
     # written by see-nb train
-    checkpoint: Path
+    checkpoint: Path | None = None
+    # made by see-nb index: its photos search each other; notes what is not in the catalogue
+    index: Path | None = None
+    # page of searches and confusions of the index; tables by class lie beside it
+    report: Path = Path("index-report.html")
     # another data set than the one it was trained on
     dataset: str | None = None
     root: Root = None
@@ -268,8 +280,12 @@ class Evaluate(Command):
     def run(self) -> None:
         from see_nb.retrieval.embedding import evaluate
         from see_nb.training.splits import load_split
-        from see_nb.training.training import load_run
+        from see_nb.training.run import load_run
 
+        if self.index:
+            return self.evaluate_index()
+        if not self.checkpoint:
+            raise SeeError("checkpoint: expected --checkpoint FILE or --index FILE, got neither.")
         run = load_run(self.checkpoint)
         recipe, trained = run.recipe, run.data["train"]
         tested = replace(recipe, dataset=self.dataset or recipe.dataset)
@@ -278,6 +294,15 @@ class Evaluate(Command):
         as_then = dataset.classes == run.data["test"]["classes"]
         metrics = evaluate(run.model, dataset, image_size=recipe.image_size)
         show_metrics(metrics, run.row if as_then else {})
+
+    def evaluate_index(self) -> None:
+        from see_nb.retrieval.index import Index
+
+        with needs("notebooks", "evaluate --index"):
+            from see_nb.training.report import report_index
+        metrics, known = report_index(Index.load(self.index), self.report)
+        show_metrics(metrics, {})
+        print(f"{known}\nThe report is at {self.report}")
 
 # %% ../nbs/cli.ipynb #c13b
 @dataclass
@@ -353,6 +378,8 @@ class Datasets(Command):
     root: Root = None
     # look into every photo, not only for it
     decode: tyro.conf.FlagCreatePairsOff[bool] = True
+    # write a table of the photos that cannot be read
+    damaged: Path | None = None
 
     def run(self) -> int:
         from see_nb.data.datasets import HOW_TO_GET, check_dataset, dataset_states
@@ -361,7 +388,7 @@ class Datasets(Command):
             one_of("name", self.name, HOW_TO_GET)
         if self.action == "check":
             try:
-                print(check_dataset(self.name, self.root, decode=self.decode))
+                print(check_dataset(self.name, self.root, decode=self.decode, damaged=self.damaged))
             except SeeError as error:
                 print(f"see-nb: {error}", file=sys.stderr)
                 return 1
@@ -370,6 +397,70 @@ class Datasets(Command):
             if self.name in ("", name):
                 print(name, *(f"  {key + ':':<7}{value}" for key, value in state.items()), sep="\n")
         return 0
+
+# %% ../nbs/cli.ipynb #c14a
+@dataclass
+class Duplicates(Command):
+    "Count and list copies among photos: the same file, or one saved again, resized, brightened."
+
+    # folder of the photos, with all its sub-folders
+    photos: Positional[Path]
+    # how alike two photos look from which they count as copies, from 0 to 1
+    threshold: float = 0.95
+    # write all pairs as a table
+    csv: Path | None = None
+    # write pictures of pairs around the threshold, as PNG
+    pictures: Path | None = None
+
+    def run(self) -> None:
+        from see_nb.data.datasets import data_root
+        from see_nb.data.duplicates import copies_figure, find_copies
+        from see_nb.data.folders import OwnPhotos
+
+        own = OwnPhotos.of(self.photos)
+        photos = own.photos(data_root() / "cache")
+        copies = find_copies(photos, self.threshold)
+        table = copies.table()
+        print(copies)
+        if len(table):
+            print(table.head(20).to_string(index=False))
+        if own.left_out:
+            print(own.left_out, file=sys.stderr)
+        if self.csv:
+            table.to_csv(new_file(self.csv), index=False)
+            print(f"The {len(table):,} pairs are in {self.csv}")
+        if self.pictures:
+            copies_figure(photos, self.threshold).savefig(new_file(self.pictures), dpi=150)
+            print(f"The pictures are in {self.pictures}")
+
+
+def new_file(path: Path) -> Path:
+    "Where to write; a SeeError if it may be somebody's."
+    path = expanded(path)
+    refuse_foreign(path)
+    make_folder(path.parent)
+    return path
+
+# %% ../nbs/cli.ipynb #c14b
+@dataclass
+class Cache(Command):
+    "Show what the cache of shrunk photos and features takes, or clear it."
+
+    root: Root = None
+    # delete all of it; what is needed is made anew
+    clear: bool = False
+
+    def run(self) -> None:
+        from see_nb.data.datasets import data_root
+        from see_nb.data.photos import CACHE_GB, cache_sizes, clear_cache
+
+        cache = data_root(self.root) / "cache"
+        for kind, (n, size) in cache_sizes(cache).items():
+            print(f"{kind:<9} {n:>9,} files  {size / 1e9:7.2f} GB")
+        limit = os.environ.get("SEE_NB_CACHE_GB") or CACHE_GB
+        print(f"in {cache}, at most {limit} GB (SEE_NB_CACHE_GB); --clear deletes it")
+        if self.clear:
+            print(f"{clear_cache(cache) / 1e9:.2f} GB are free")
 
 # %% ../nbs/cli.ipynb #c16
 @dataclass
@@ -502,13 +593,15 @@ class Export(Command):
     push: str | None = None
 
     def run(self) -> None:
-        from see_nb.training.export import HubModel, export_onnx, open_model
-        from see_nb.training.training import load_run
+        from see_nb.training.export import HubModel, export_onnx, open_model, refuse_foreign_folder
+        from see_nb.training.run import load_run
 
         if not (self.onnx or self.folder or self.push):
             raise SeeError(
                 "export: expected --onnx FILE, --folder FOLDER or --push NAME, got none."
             )
+        if self.folder:
+            refuse_foreign_folder(expanded(self.folder))
         if self.onnx:
             difference = export_onnx(open_model(self.checkpoint)[0], self.onnx)
             print(f"ONNX is at {self.onnx}; largest difference to PyTorch {difference:.1e}")
@@ -531,13 +624,18 @@ class App(Command):
     port: int = 0
     # open the page in the browser
     open: bool = False
+    # address to listen at; 0.0.0.0 in a container whose port is published
+    listen: str = "127.0.0.1"
+    # names under which the page may be asked for, besides localhost and 127.0.0.1
+    hosts: tuple[str, ...] = ()
 
     def run(self) -> None:
         with needs("app", "app"):
             import gradio  # noqa: F401
         from see_nb.app import launch
 
-        launch(self.folders, port=self.port or None, open_browser=self.open)
+        options = {"listen": self.listen, "hosts": self.hosts}
+        launch(self.folders, port=self.port or None, open_browser=self.open, **options)
 
 # %% ../nbs/cli.ipynb #c21
 COMMANDS = {
@@ -546,6 +644,8 @@ COMMANDS = {
     "evaluate": Evaluate,
     "compare": Compare,
     "datasets": Datasets,
+    "duplicates": Duplicates,
+    "cache": Cache,
     "index": MakeIndex,
     "search": Search,
     "app": App,

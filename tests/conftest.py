@@ -126,17 +126,20 @@ def in_processes(work, *arguments, n=1) -> None:
     assert [process.exitcode for process in processes] == [0] * n
 
 
-def _run_cells(rank, path, environment, output) -> None:
+def _run_cells(rank, path, environment, output, flagged) -> None:
     os.environ.update(environment)
     os.chdir(path.parent)
     notebook = read_nb(path)
     skipped = re.compile(r"^#\| *(slow|cuda|download|notest)\b", re.MULTILINE)
     shell = CaptureShell(path, mpl_format="png")
-    shell.run_all(notebook, exc_stop=True, preproc=lambda cell: skipped.search(cell.source))
+    left_out = (lambda cell: False) if flagged else lambda cell: skipped.search(cell.source)
+    shell.run_all(notebook, exc_stop=True, preproc=left_out)
     write_nb(notebook, output)
 
 
-def run_cells(path: Path, output: Path, **environment: str) -> nbformat.NotebookNode:
-    "A notebook run in a process that has imported torch, by way of `output`."
-    in_processes(_run_cells, path, environment, output)
+def run_cells(
+    path: Path, output: Path, flagged: bool = False, **environment: str
+) -> nbformat.NotebookNode:
+    "A notebook run in a process that has imported torch, by way of `output`; flagged cells or not."
+    in_processes(_run_cells, path, environment, output, flagged)
     return nbformat.read(output, as_version=4)

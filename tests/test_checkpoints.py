@@ -6,15 +6,18 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import nn
 
 from see_nb.data.datasets import RetrievalDataset
 from see_nb.errors import SeeError
+from see_nb.method.synthetics import TrainingHooks
 from see_nb.training import splits
 from see_nb.training.checkpoints import FORMAT, read_checkpoint, save_checkpoint
 from see_nb.training.recipes import Recipe
 from see_nb.training.results import read_rows
+from see_nb.training.run import load_run
 from see_nb.training.splits import load_split
-from see_nb.training.training import Training, load_run, train
+from see_nb.training.training import Training, train
 
 SMALL = Recipe(embedding_size=12, epochs=2, width=4, batch_size=24, validation=0.0)
 KEPT = {"checkpoint_every": 2, "progress": False}
@@ -230,13 +233,15 @@ def test_a_loss_that_wants_to_know_the_training_set_is_told_each_epoch(tiny, tmp
 
     real, calls = training.make_objective, []
 
-    def curious(recipe, *sizes):
-        objective = real(recipe, *sizes)
+    class Curious(TrainingHooks, nn.Module):
+        asks = ("training set",)
 
-        def refresh(embeddings, labels, features):
+        def refresh(self, embeddings, labels, features):
             calls.append((tuple(embeddings.shape), len(labels), tuple(features.shape)))
 
-        objective.refresh = refresh
+    def curious(recipe, *sizes):
+        objective = real(recipe, *sizes)
+        objective.hooks = Curious()
         return objective
 
     monkeypatch.setattr(training, "make_objective", curious)

@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from see_nb.cli import COMMANDS, parse
+from see_nb.cli import COMMANDS, Command, parse
 from see_nb.training.recipes import Recipe
 from see_nb.training.results import read_rows
 
@@ -147,6 +147,14 @@ def test_every_training_command_of_the_readme_is_understood(see_nb_command, root
     for line in lines:
         done = see_nb_command(*shlex.split(line)[1:], "--show", cwd=tmp_path)
         assert done.returncode == 0 and "embedding_size" in done.stdout, (line, done.stderr)
+
+
+@pytest.mark.parametrize("page", ["README.md", "nbs/own_photos.md"])
+def test_every_other_command_of_the_guides_is_understood(root, page):
+    lines = re.findall(r"^see-nb (?!train).*$", (root / page).read_text("utf-8"), re.MULTILINE)
+    assert len(lines) >= 2
+    for line in lines:
+        assert isinstance(parse(shlex.split(line)[1:]), Command), line
 
 
 def test_a_size_chooses_the_recipe_by_the_photos(see_nb_command, album):

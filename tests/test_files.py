@@ -8,6 +8,7 @@ import time
 import pytest
 from conftest import forked
 
+from see_nb import files
 from see_nb.errors import SeeError
 from see_nb.files import cannot_write, claimed, expanded, locked, make_folder, replacing
 
@@ -126,3 +127,21 @@ def test_a_full_disk_is_no_missing_permission(tmp_path):
 def test_a_home_that_is_not_there_is_told():
     with pytest.raises(SeeError, match="no such home"):
         expanded("~nobody_of_this_name/data")
+
+
+def test_who_waits_for_a_lock_says_so(tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(files, "PATIENCE", 0.1)
+
+    def wait():
+        with locked(tmp_path / "lock"):
+            pass
+
+    said = ""
+    with locked(tmp_path / "lock"):
+        pid = forked(wait)
+        for _ in range(600):
+            said += capfd.readouterr().err
+            if "waiting for another process, which holds" in said:
+                break
+            time.sleep(0.1)
+    assert os.waitpid(pid, 0)[1] == 0 and "waiting for another process" in said

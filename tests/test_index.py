@@ -32,7 +32,7 @@ from see_nb.retrieval.database import Rows
 from see_nb.retrieval.index import Index, list_photos
 from see_nb.training.export import open_model
 from see_nb.training.recipes import Recipe
-from see_nb.training.training import Run, empty_model, make_objective
+from see_nb.training.run import Run, empty_model, make_objective
 
 
 def picture(path: Path, seed: int, size: int = 40) -> Path:

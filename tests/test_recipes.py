@@ -17,7 +17,7 @@ from see_nb.errors import SeeError
 from see_nb.method.curriculum import ExpansionSchedule
 from see_nb.method.see_loss import SEELoss
 from see_nb.training.presets import PRESETS, photo_recipe, preset
-from see_nb.training.recipes import CHOICES, LIMITS, Recipe, recipe_from, recipe_of
+from see_nb.training.recipes import Recipe, recipe_from, recipe_of
 
 ANYTHING = st.one_of(
     st.none(),
@@ -26,7 +26,9 @@ ANYTHING = st.one_of(
     st.floats(),
     st.text(max_size=9),
     st.lists(st.integers(), max_size=2),
-    st.sampled_from([name for names in CHOICES.values() for name in names]),
+    st.sampled_from(
+        [*LOSSES, "repeat", "cosine", "bf16", "bicubic", "threshold", "frozen", "backbone"]
+    ),
 )
 
 
@@ -45,9 +47,6 @@ def test_any_fields_are_taken_or_refused_in_one_line(changes):
     for field in fields(Recipe):
         kinds = {type(field.default)} | ({bool, float} if field.default is None else set())
         assert type(getattr(recipe, field.name)) in kinds, field.name
-    for name, (least, most) in LIMITS.items():
-        value = getattr(recipe, name)
-        assert (name == "margin" and value is None) or least <= value <= most
     assert Recipe(**asdict(recipe)) == recipe and len(recipe.fingerprint) == 12 and recipe.method
 
 
@@ -78,7 +77,11 @@ def test_any_fields_are_taken_or_refused_in_one_line(changes):
         ({"see": 1}, "see: expected True or False"),
         ({"seed": -1}, "seed: expected 0 to"),
         ({"loss": "proxy_ancor"}, "Did you mean 'proxy_anchor'"),
-        ({"image_mix": "mixupp"}, "expected one of '', mixup, cutmix"),
+        (
+            {"schedule": "cosin"},
+            "one_cycle, constant, step, cosine, got 'cosin'. Did you mean 'cosine'",
+        ),
+        ({"colour": 1}, "Recipe has no field 'colour'"),
         ({"batch_size": 63}, "expected a multiple of samples_per_class"),
         ({"frozen": True}, "conv4 starts at random"),
         ({"frozen": 1}, "frozen: expected a text"),

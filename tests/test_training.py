@@ -28,11 +28,13 @@ from see_nb.method.see_loss import SEELoss
 from see_nb.retrieval.embedding import embed, evaluate
 from see_nb.training import steps, training
 from see_nb.training.checkpoints import read_checkpoint
+from see_nb.training.models import create_model
 from see_nb.training.presets import PRESETS
 from see_nb.training.recipes import Recipe
 from see_nb.training.results import advice, different_fields, hits_of, read_rows
+from see_nb.training.run import load_model
 from see_nb.training.splits import load_split
-from see_nb.training.training import load_model, train
+from see_nb.training.training import train
 
 SMALL = Recipe(embedding_size=12, epochs=2, width=4, batch_size=24, validation=0.0)
 
@@ -84,7 +86,7 @@ def around(name, **changes):
 def test_the_networks_of_a_generator_learn_at_the_rate_of_the_head(name):
     options = EXPANSIONS[name].recipe | {"expansion": name, "head_rate": 2, "proxy_rate": 1000}
     recipe = replace(SMALL, **options)
-    model = training.create_model("conv4", recipe.embedding_size)
+    model = create_model("conv4", recipe.embedding_size)
     objective = training.make_objective(recipe, 5, 8)
     optimizer, _ = steps.make_optimizer(recipe, model, objective, 10)
     backbone, head, own = optimizer.param_groups
@@ -234,26 +236,6 @@ def test_fewer_training_classes_are_drawn_by_the_seed_and_nested():
         ValueError, match="train_classes: expected at most the .* training classes of glyphs"
     ):
         load_split(Recipe(train_classes=10_000), split="train")
-
-
-@pytest.mark.parametrize("how", ["mixup", "cutmix"])
-def test_mixed_images_train_and_come_again_to_the_bit(tiny, how):
-    recipe = replace(SMALL, image_mix=how, epochs=8)
-    one, two = (train(recipe, progress=False) for _ in range(2))
-    assert one.metrics == two.metrics and one.metrics["recall_at_1"] > 0.4
-    assert all(
-        torch.equal(a, b)
-        for a, b in zip(one.model.state_dict().values(), two.model.state_dict().values())
-    )
-    assert (
-        one.row["history"][-1]["loss"]
-        > train(replace(SMALL, epochs=8), progress=False).row["history"][-1]["loss"]
-    )
-    with pytest.raises(ValueError, match="image_mix: expected none with a frozen backbone"):
-        replace(SMALL, backbone="squeezenet1_0", frozen=True, image_size=32, image_mix=how)
-
-
-# Killed, full, broken
 
 
 def kill_and_resume(rank, folder, kills):
@@ -418,10 +400,10 @@ def test_half_precision_keeps_head_and_loss_in_single(tiny):
     seen = []
     real = steps.Step.forward
 
-    def forward(self, images, labels, mixed=None):
+    def forward(self, images, labels):
         layers = [self.encoder.backbone[0], self.encoder.head]
         hooks = [m.register_forward_hook(lambda m, i, out: seen.append(out.dtype)) for m in layers]
-        value, broken = real(self, images, labels, mixed)
+        value, broken = real(self, images, labels)
         seen.append(value.dtype)
         for hook in hooks:
             hook.remove()
@@ -441,7 +423,7 @@ def test_half_precision_keeps_head_and_loss_in_single(tiny):
 def test_the_backbone_stands_still_during_warm_up(tiny):
     options = {"schedule": "constant", "epochs": 2, "learning_rate": 1e-3}
     torch.manual_seed(0)
-    start = training.create_model("conv4", 12, width=4, channels=1).state_dict()
+    start = create_model("conv4", 12, width=4, channels=1).state_dict()
     warm, none = (
         train(replace(SMALL, warmup_epochs=n, **options), progress=False).model.state_dict()
         for n in (2, 0)
@@ -538,7 +520,7 @@ def trained_together(folder, references):
         few = {"epochs": 2, "train_classes": 20, "proxy_rate": 1e2, "n_expansion": 4}
         results[name], _ = first_steps(Recipe(**CONVNEXT | few | how), 4)
     torch.manual_seed(0)
-    model = training.create_model("test_convnext", 12, pretrained=False, channels=1, image_size=32)
+    model = create_model("test_convnext", 12, pretrained=False, channels=1, image_size=32)
     test = load_dataset("glyphs", split="test").select_classes(torch.arange(101))
     options = {"image_size": 32, "batch_size": 64, "accelerator": state.accelerator}
     results["embeddings"] = embed(model, test, **options)

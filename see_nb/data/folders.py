@@ -491,6 +491,10 @@ class OwnPhotos:
         share = f"{len(lost):,} of {len(photos):,} photos"
         return f"labels.csv does not list {share}: {describe_files(lost)}" if lost else ""
 
+    def photos(self, memo: Path | None = None) -> Photos:
+        "All of them, to be read."
+        return Photos(self.folder, self.frame.path.tolist(), memo)
+
 # %% ../../nbs/data/02_folders.ipynb #c24
 def list_folder(
     folder: str | Path,

@@ -27,9 +27,11 @@ from see_nb.experiments.cost import (
     STEP_BUDGET,
     budget_verdict,
     compared,
+    noise_steps,
     peak_bytes,
     rows_with,
     step_cost,
+    step_times,
 )
 from .evidence import labelled
 from .plans import PLAN, QUICK, WHOLE, Part, run_part
@@ -40,7 +42,6 @@ from ..method.see_loss import SEELoss
 from ..training.presets import preset
 from ..training.recipes import Recipe
 from ..training.results import append_row, check_writable, machine, read_rows
-from ..training.training import noise_steps, step_times
 
 # %% ../../nbs/experiments/13_gpu.ipynb #c05
 @dataclass(frozen=True)

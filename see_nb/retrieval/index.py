@@ -497,7 +497,8 @@ class Index:
         made = list(embed_photos(self.model, pictures, self.image_size, damaged))
         damaged = {names[number]: why for number, why in damaged.items()}
         if not made:
-            raise none_whole(len(pictures), damaged)
+            one = len(pictures) == 1
+            raise SeeError(damaged[names[0]]) if one else none_whole(len(pictures), damaged)
         whole = [names[number] for numbers, _ in made for number in numbers]
         return np.concatenate([rows for _, rows in made]), whole, damaged
 
@@ -575,7 +576,7 @@ class Index:
 
     @threshold.setter
     def threshold(self, cosine: float) -> None:
-        self.stored.note(threshold=cosine)
+        self.stored.note(threshold=repr(cosine))
 
 # %% ../../nbs/retrieval/05_index.ipynb #c24
 def add_photos(index: Index, asked: list[Asked], progress: bool) -> Changes:

@@ -10,7 +10,7 @@ __all__ = ['STRIP_STYLE', 'STYLE', 'NOT_HERE', 'photo_uri', 'photo_strip', 'neig
 import base64
 import io
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from html import escape
 from pathlib import Path
 
@@ -39,16 +39,21 @@ def photo_uri(
 def photo_strip(
     photos: Iterable[tuple[str, str, str]],  # path, caption, and class of the frame: q, hit, miss
     side: int = 160,  # shorter side of the pictures, in pixels
+    refused: Callable[[str], str] = lambda path: "",  # why a photo is not to be shown
 ) -> str:  # HTML
-    "Photos side by side, each with a caption and a frame."
+    "Photos side by side, each with a caption and a frame; a click shows one large, with its path."
     figures = []
     for path, caption, frame in photos:
-        uri, name = photo_uri(path, side), escape(printable(Path(path).name))
-        missing = f"<p>{name or 'This photo'} is not there</p>"
-        picture = f'<img src="{uri}" alt="{name}">' if uri else missing
+        why, name = refused(path), escape(printable(Path(path).name))
+        uri = "" if why else photo_uri(path, side)
+        place, caption = escape(printable(path)), escape(printable(caption))
+        picture = f"<p>{name or 'This photo'} is {escape(why) or 'not there'}</p>"
+        if uri:
+            picture = f'<summary><img src="{uri}" alt="{name}"></summary><p>{place}</p>'
+            picture = f"<details>{picture}</details>"
         figures.append(
-            f'<figure class="{frame}" title="{escape(printable(path))}">{picture}'
-            f"<figcaption>{escape(printable(caption))}</figcaption></figure>"
+            f'<figure class="{frame}" title="{place}">{picture}'
+            f"<figcaption>{caption}</figcaption></figure>"
         )
     return f'<div class="strip">{"".join(figures)}</div>'
 
@@ -58,13 +63,14 @@ def neighbour_strip(
     own: str,  # its class; "" where it is not known
     neighbours: Iterable[tuple[str, str, float]],  # path, class and cosine, nearest first
     side: int = 160,  # shorter side of the pictures, in pixels
+    **options,  # of `photo_strip`
 ) -> str:  # HTML
     "A query and what it found: a frame shows which neighbours are of its class."
     strip = [(query, f"query {own}", "q")] if query else []
     for rank, (path, label, cosine) in enumerate(neighbours, 1):
         frame = "" if not own else "hit" if label == own else "miss"
         strip.append((path, f"{rank}. {label} {cosine:.3f}", frame))
-    return photo_strip(strip, side)
+    return photo_strip(strip, side, **options)
 
 # %% ../../nbs/retrieval/06_pages.ipynb #c06
 STRIP_STYLE = """
@@ -73,6 +79,10 @@ STRIP_STYLE = """
 .strip figure.q { border-color: #0173b2; } .strip figure.hit { border-color: #029e73; }
 .strip figure.miss { border-color: #d55e00; border-style: dashed; }
 .strip img { width: 100%; height: 8rem; object-fit: cover; display: block; margin: 0; }
+.strip summary { display: block; cursor: zoom-in; }
+.strip details p { font-size: .8rem; margin: .2rem .4rem; overflow-wrap: anywhere; }
+.strip figure:has(details[open]) { width: min(100%, 40rem); }
+.strip details[open] img { height: auto; max-height: 80vh; object-fit: contain; }
 .strip figcaption { font-size: .8rem; padding: .2rem .4rem; overflow-wrap: anywhere; }
 @media (max-width: 30rem) { .strip figure { width: calc(50% - .7rem); } }
 """
@@ -80,7 +90,9 @@ STYLE = f"""
 :root {{ color-scheme: light dark; }}
 body {{ font: 16px/1.5 system-ui, sans-serif; margin: 0 auto; max-width: 75rem; padding: 1rem; }}
 h1 {{ font-size: 1.5rem; }} h2 {{ font-size: 1.15rem; margin: 1.5rem 0 .3rem; }}
-table {{ border-collapse: collapse; }} td, th {{ padding: .2rem .7rem; text-align: right; }}
+table {{ border-collapse: collapse; display: block; overflow-x: auto; }}
+pre {{ overflow-x: auto; background: #8882; padding: .6rem; }}
+ td, th {{ padding: .2rem .7rem; text-align: right; }}
 tr:nth-child(even) {{ background: #8882; }} td:first-child, th:first-child {{ text-align: left; }}
 svg {{ max-width: 100%; height: auto; background: white; }}
 {STRIP_STYLE}

@@ -18,6 +18,7 @@ from see_nb.data.datasets import (
     same_data,
     split_classes,
 )
+from ..data.duplicates import Copies, find_copies
 from see_nb.data.photos import (
     Photos,
     cache_photos,
@@ -85,6 +86,7 @@ class Splits:
     test_set: RetrievalDataset
     validation_set: RetrievalDataset | None = None
     facts: dict = field(default_factory=dict)  # of both splits as they were loaded, for checkpoints
+    copies: Copies | None = None  # among the test photos, once they are looked for
 
     @classmethod
     def load(
@@ -165,6 +167,11 @@ class Splits:
 
         self._change(stored)
         refuse_damaged(damaged, sum(looked), report, skip_damaged)
+
+    def find_copies(self) -> None:
+        "Which test photos have a copy among them; a query is searched among all others."
+        if isinstance(self.test_set.images, Photos) and not self.test_set.gallery:
+            self.copies = find_copies(self.test_set.images)
 
     def take_features(self, model: EmbeddingModel, recipe: Recipe, cache: Path) -> None:
         "What comes out of the frozen part of the model, in place of the images."
