@@ -21,7 +21,6 @@ from torch import nn
 
 from see_nb.baselines.registry import EXPANSIONS, LOSSES, build_loss
 from see_nb.data.datasets import data_root, dataset_states, load_dataset
-from see_nb.data.photos import Crops
 from see_nb.errors import SeeError
 from see_nb.experiments.statistics import comparison_table
 from see_nb.method.see_loss import SEELoss
@@ -776,31 +775,6 @@ def test_a_flipped_bit_in_what_is_kept_is_found(small_photos, tmp_path):
     with pytest.warns(UserWarning, match="checksum does not match"):
         again = train(recipe, root=small_photos, progress=False)
     assert different_fields(run.row, again.row) == []
-
-
-CUB50 = (data_root() / "CUB_200_2011" / "images.txt").exists() and (
-    data_root() / "squeezenet1_0.safetensors"
-).exists()
-
-
-@pytest.mark.skipif(
-    not CUB50,
-    reason="CUB_200_2011 and squeezenet1_0.safetensors are not in the data root (set SEE_NB_DATA)",
-)
-def test_real_photos_and_a_real_backbone():
-    recipe = Recipe(dataset="cub50", backbone="squeezenet1_0", weights="squeezenet1_0.safetensors", frozen=True, crops=1, image_size=96,
-                    epochs=8, batch_size=50, validation=0.0, learning_rate=3e-3)  # fmt: skip
-    run = train(recipe, progress=False)
-    assert run.row["n_train_classes"] == run.row["n_test_classes"] == 25
-    assert run.metrics["recall_at_1"] > 0.4  # chance is 4 %
-    dataset = load_dataset("cub50")
-    colourless = [
-        i
-        for i, f in enumerate(dataset.images.files)
-        if (p := dataset.images[i])[0].equal(p[1]) and p[1].equal(p[2])
-    ]
-    assert all(dataset.images[i].shape[0] == 3 for i in colourless)
-    assert Crops(dataset.images, dataset.labels).transform is None
 
 
 OMNIGLOT = pytest.mark.skipif(
