@@ -215,7 +215,7 @@ def same_data(
                 "Put the data back as it was, or train anew in another folder."
             )
 
-
+# %% ../../nbs/data/05_datasets.ipynb #c13b
 def refuse_trained(
     dataset: RetrievalDataset,  # that tests
     trained: Sequence[str],  # classes that were trained on
@@ -316,7 +316,7 @@ def open_listing(
         )
     return dataset
 
-
+# %% ../../nbs/data/05_datasets.ipynb #c20b
 def refuse_lone_images(listing: Listing) -> None:
     "A SeeError for a test in which nothing can be found, a warning where some cannot."
     sizes = listing.part("test").label.value_counts()  # none where a gallery is searched

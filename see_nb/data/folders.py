@@ -68,7 +68,7 @@ def refuse_rows(
         got = " ".join(map(str, rows.iloc[row]))[:200]
         raise SeeError(f"{path}, line {first + row}: expected {expected}, got {got!r}. {CORRECT}")
 
-
+# %% ../../nbs/data/02_folders.ipynb #c06b
 def parse_list(path: Path, header: int, columns: list[str], separator: str) -> pd.DataFrame:
     "The rows of a list as pandas reads them; a SeeError where it finds too many values."
     how = {"header": header - 1} if header else {"header": None, "names": columns}
@@ -253,7 +253,7 @@ def look_like_splits(
     most = len(set().union(*words.values())) > 1 and 2 * len(splits) >= len(classes)
     return splits if most or len(exact) > 1 or exact == classes else []
 
-
+# %% ../../nbs/data/02_folders.ipynb #c16b
 def refuse_layout(folder: Path, classes: list[str], found: Files) -> None:
     "A SeeError for a folder that is not one sub-folder per class."
     loose = [path for path in found.photos if "/" not in path]
@@ -306,7 +306,7 @@ def paths_on_disk(
     paths = [posixpath.normpath(path.replace("\\", "/")) for path in listed]
     return [p if p in known else accents.get(unicodedata.normalize("NFC", p), p) for p in paths]
 
-
+# %% ../../nbs/data/02_folders.ipynb #c18b
 def read_labels(
     path: Path,
     there: Iterable[str] = (),  # photos that are on disk
@@ -359,7 +359,7 @@ def refuse_choice(
             f"{folder}, got {repr(chosen) if isinstance(chosen, str) else got}."
         )
 
-
+# %% ../../nbs/data/02_folders.ipynb #c20b
 def choose_others(
     train_classes: list[str],  # that a model was trained on
     names: list[str],  # of the classes that are there
@@ -378,7 +378,7 @@ def choose_others(
         )
     return [name for name in names if name not in known]
 
-
+# %% ../../nbs/data/02_folders.ipynb #c20c
 def choose_split(
     frame: pd.DataFrame,  # path, label
     folder: Path,
@@ -454,7 +454,7 @@ def find_table(folder: Path) -> Path | None:
         raise SeeError(f"{table}: expected a file of this name or none, got {got}. Rename it.")
     return table if table.is_file() else None
 
-
+# %% ../../nbs/data/02_folders.ipynb #c23b
 @dataclass
 class OwnPhotos:
     "A folder of your own: its photos, their classes, and what is left out."

@@ -64,7 +64,7 @@ def _folder_options(recipe: Recipe, trained: dict | None) -> dict:
         return {"train_classes": trained["classes"]}
     return {"test_fraction": recipe.test_fraction}
 
-
+# %% ../../nbs/training/05_splits.ipynb #c06b
 def _some_classes(dataset: RetrievalDataset, recipe: Recipe) -> RetrievalDataset:
     "As many of the training classes as the recipe wants."
     there, wanted = len(dataset.classes), recipe.train_classes
@@ -185,7 +185,7 @@ class Splits:
 
         self._change(features)
 
-
+# %% ../../nbs/training/05_splits.ipynb #c11b
 def weights_file(
     recipe: Recipe,
     root: str | Path | None = None,  # data root
