@@ -18,7 +18,7 @@ STEPS = {
     "format": [BIN / "ruff", "format", *WRITTEN],
     "export": [BIN / "nbdev_export"],
     "README": [sys.executable, ".ci/make_readme.py"],
-    "lint": [BIN / "ruff", "check", "see_nb", "tests", ".ci", "setup.py"],
+    "lint": [BIN / "ruff", "check", "see_nb", "tests", ".ci", "nbs/conf.py", "setup.py"],
     "wings": [BIN / "lint-imports", "--no-cache"],
     "notebooks": [BIN / "nbdev_test", "--n_workers", "2", "--do_print", "--timing", *LEFT_OUT],
     "tests": [sys.executable, "-m", "pytest"],

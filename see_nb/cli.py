@@ -265,10 +265,14 @@ def show_metrics(
 # %% ../nbs/cli.ipynb #c13
 @dataclass
 class Evaluate(Command):
-    "Recall@K and MAP@R of a checkpoint on a data set's test classes."
+    "Recall@K and MAP@R: of a checkpoint on test classes, or of an index on its own photos."
 
     # written by see-nb train
-    checkpoint: Path
+    checkpoint: Path | None = None
+    # made by see-nb index: its photos search each other; notes what is not in the catalogue
+    index: Path | None = None
+    # page of searches and confusions of the index; tables by class lie beside it
+    report: Path = Path("index-report.html")
     # another data set than the one it was trained on
     dataset: str | None = None
     root: Root = None
@@ -278,6 +282,10 @@ class Evaluate(Command):
         from see_nb.training.splits import load_split
         from see_nb.training.run import load_run
 
+        if self.index:
+            return self.evaluate_index()
+        if not self.checkpoint:
+            raise SeeError("checkpoint: expected --checkpoint FILE or --index FILE, got neither.")
         run = load_run(self.checkpoint)
         recipe, trained = run.recipe, run.data["train"]
         tested = replace(recipe, dataset=self.dataset or recipe.dataset)
@@ -286,6 +294,15 @@ class Evaluate(Command):
         as_then = dataset.classes == run.data["test"]["classes"]
         metrics = evaluate(run.model, dataset, image_size=recipe.image_size)
         show_metrics(metrics, run.row if as_then else {})
+
+    def evaluate_index(self) -> None:
+        from see_nb.retrieval.index import Index
+
+        with needs("notebooks", "evaluate --index"):
+            from see_nb.training.report import report_index
+        metrics, known = report_index(Index.load(self.index), self.report)
+        show_metrics(metrics, {})
+        print(f"{known}\nThe report is at {self.report}")
 
 # %% ../nbs/cli.ipynb #c13b
 @dataclass
@@ -576,13 +593,15 @@ class Export(Command):
     push: str | None = None
 
     def run(self) -> None:
-        from see_nb.training.export import HubModel, export_onnx, open_model
+        from see_nb.training.export import HubModel, export_onnx, open_model, refuse_foreign_folder
         from see_nb.training.run import load_run
 
         if not (self.onnx or self.folder or self.push):
             raise SeeError(
                 "export: expected --onnx FILE, --folder FOLDER or --push NAME, got none."
             )
+        if self.folder:
+            refuse_foreign_folder(expanded(self.folder))
         if self.onnx:
             difference = export_onnx(open_model(self.checkpoint)[0], self.onnx)
             print(f"ONNX is at {self.onnx}; largest difference to PyTorch {difference:.1e}")

@@ -43,23 +43,25 @@ def special(name: str, kind: bytes, linkname: str = "") -> tarfile.TarInfo:
     return member
 
 
+OUTSIDE = ("a/../../outside", "{f}/outside")
+LINKS = {
+    "symlink": special("a/link", tarfile.SYMTYPE, "../../outside"),
+    "absolute symlink": special("a/link", tarfile.SYMTYPE, "/etc"),
+    "hard link": special("a/link", tarfile.LNKTYPE, "../secret"),
+    "device": special("a/null", tarfile.CHRTYPE),
+}
 BAD_ARCHIVES = {
-    "tar ..": lambda f: tar_with(f / "a.tgz", {"a/ok": b"1", "a/../../outside": b"1"}),
-    "tar absolute": lambda f: tar_with(f / "a.tgz", {"a/ok": b"1", f"{f}/outside": b"1"}),
-    "tar symlink": lambda f: tar_with(
-        f / "a.tgz", {"a/ok": b"1"}, special("a/link", tarfile.SYMTYPE, "../../outside")
-    ),
-    "tar absolute symlink": lambda f: tar_with(
-        f / "a.tgz", {"a/ok": b"1"}, special("a/link", tarfile.SYMTYPE, "/etc")
-    ),
-    "tar hard link": lambda f: tar_with(
-        f / "a.tgz", {"a/ok": b"1"}, special("a/link", tarfile.LNKTYPE, "../secret")
-    ),
-    "tar device": lambda f: tar_with(
-        f / "a.tgz", {"a/ok": b"1"}, special("a/null", tarfile.CHRTYPE)
-    ),
-    "zip ..": lambda f: zip_with(f / "a.zip", {"a/ok": b"1", "a/../../outside": b"1"}),
-    "zip absolute": lambda f: zip_with(f / "a.zip", {"a/ok": b"1", f"{f}/outside": b"1"}),
+    **{
+        f"{make.__name__} {name}": lambda f, make=make, name=name: make(
+            f / ("a.zip" if make is zip_with else "a.tgz"), {"a/ok": b"1", name.format(f=f): b"1"}
+        )
+        for make in (tar_with, zip_with)
+        for name in OUTSIDE
+    },
+    **{
+        name: lambda f, member=member: tar_with(f / "a.tgz", {"a/ok": b"1"}, member)
+        for name, member in LINKS.items()
+    },
     "zip symlink": lambda f: zip_with(f / "a.zip", {"a/link": b"/etc"}, stat.S_IFLNK | 0o777),
 }
 
@@ -156,16 +158,12 @@ def test_a_bomb_is_stopped_before_it_is_written(tmp_path, name):
     with pytest.raises(SeeError, match="cannot be made.*at most 10 MB"):
         fetch(tmp_path / "a", name, [tmp_path], md5_of(bomb), None, "", 10_000_000)
     assert sorted(p.name for p in tmp_path.iterdir()) == [".a.lock", name, "out"]
+    many = {f"a/{i}": b"" for i in range(3000)}  # each takes a block of the disk
+    (zip_with if name == "a.zip" else tar_with)(tmp_path / f"many {name}", many)
+    with pytest.raises(SeeError, match="expected to unpack to at most 10 MB, got more"):
+        extract(tmp_path / f"many {name}", tmp_path / "out", 10_000_000)
     extract(bomb, tmp_path / "whole", 40_010_000)
     assert (tmp_path / "whole" / "a" / "zeros").stat().st_size == 40_000_000
-
-
-@pytest.mark.parametrize("make", [tar_with, zip_with])
-def test_many_empty_files_are_a_bomb_too(tmp_path, make):
-    archive = tmp_path / ("a.zip" if make is zip_with else "a.tgz")
-    make(archive, {f"a/{i}": b"" for i in range(2000)})
-    with pytest.raises(SeeError, match="expected to unpack to at most 4 MB, got more"):
-        extract(archive, tmp_path / "out", 4_000_000)
 
 
 @pytest.mark.parametrize("name", ["a.zip", "a.tgz"])
@@ -179,24 +177,21 @@ def test_a_disk_without_room_is_told_before_it_is_full(tmp_path, monkeypatch, na
 
 
 NO_ARCHIVES = {
-    "words.zip": (b"no zip file", "BadZipFile"),
-    "empty.zip": (b"", "BadZipFile"),
-    "words.tgz": (b"no tar file", "ReadError"),
-    "empty.tgz": (b"", "ReadError"),
-    "gzip.tgz": (b"\x1f\x8b\x08\x00\x00\x00\x00\x00", "ReadError|EOFError"),
+    "none.zip": (None, "cannot be read"),
+    "none.tgz": (None, "cannot be read"),
+    "words.zip": (b"no zip file", "cannot be unpacked .(BadZipFile)"),
+    "empty.zip": (b"", "cannot be unpacked .(BadZipFile)"),
+    "words.tgz": (b"no tar file", "cannot be unpacked .(ReadError)"),
+    "empty.tgz": (b"", "cannot be unpacked .(ReadError)"),
+    "gzip.tgz": (b"\x1f\x8b\x08\x00\x00\x00\x00\x00", "cannot be unpacked .(ReadError|EOFError)"),
 }
 
 
 @pytest.mark.parametrize("name", NO_ARCHIVES)
 def test_what_is_no_archive_is_told_by_extract_itself(tmp_path, name):
     content, cause = NO_ARCHIVES[name]
-    (tmp_path / name).write_bytes(content)
-    with pytest.raises(SeeError, match=f"{name}: cannot be unpacked .({cause})") as error:
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(SeeError, match=f"{name}: {cause}") as error:
         extract(tmp_path / name, tmp_path / "out")
     assert "\n" not in str(error.value)
-
-
-def test_an_archive_that_is_not_there_is_told(tmp_path):
-    for name in ("none.zip", "none.tgz"):
-        with pytest.raises(SeeError, match=f"{name}: cannot be read"):
-            extract(tmp_path / name, tmp_path / "out")

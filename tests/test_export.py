@@ -2,6 +2,8 @@
 
 import json
 import re
+import textwrap
+from dataclasses import replace
 from pathlib import Path
 
 import huggingface_hub
@@ -10,12 +12,15 @@ import onnxruntime
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from see_nb import HubModel, SeeError, create_model
 from see_nb.cli import main
 from see_nb.retrieval.index import Index
 from see_nb.training import export
-from see_nb.training.export import export_onnx, open_model
+from see_nb.training.export import export_onnx, index_with_model, open_model
+from see_nb.training.recipes import Recipe
+from see_nb.training.run import Run, empty_model, load_run, make_objective
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +44,9 @@ def test_a_training_on_own_photos_ends_with_a_report(trained):
     page = (trained / "report.html").read_text()
     parts = re.findall("<h2>(.*?)</h2>", page)
     assert parts == ["Recall@K", "Curves", "Good searches", "Worst searches",
-                     "Most confused classes"]  # fmt: skip
+                     "Most confused classes", "Next"]  # fmt: skip
+    assert "<title>Training on photos</title>" in page and "see-nb index --photos" in page
+    assert "dashed: Recall" not in page  # no validation is drawn
     assert page.count("data:image/jpeg") >= 12 and "<svg" in page
     assert not re.search(r'(src|href)="(http|/)', page)
     row = json.loads((trained / "results.jsonl").read_text())
@@ -52,6 +59,7 @@ def test_all_ways_out_give_the_same_embeddings(trained, tmp_path, capsys):
     assert main([*call, "--onnx", str(onnx), "--folder", str(folder)]) == 0
     assert "largest difference to PyTorch" in capsys.readouterr().out
     assert not list(tmp_path.glob("*.data"))  # one file
+    assert b"site-packages" not in onnx.read_bytes() and b"see_nb/" not in onnx.read_bytes()
     model, _ = open_model(trained / "checkpoint.pt")
     session = onnxruntime.InferenceSession(onnx)
     for size in (1, 4, 11):
@@ -91,3 +99,84 @@ def test_without_a_network_the_hub_is_one_line(trained, monkeypatch, capsys):
     assert said.startswith("see-nb: hub: nobody/no-such-model cannot be written")
     assert main(call) == 2
     assert "expected --onnx FILE, --folder FOLDER or --push NAME" in capsys.readouterr().err
+
+
+def test_an_export_tells_no_path_and_replaces_an_older_one_whole(trained, tmp_path, capsys):
+    secret, folder = tmp_path / "jane.doe" / "weights.pt", tmp_path / "model"
+    secret.parent.mkdir()
+    run = load_run(trained / "checkpoint.pt")
+    torch.save(run.model.backbone.state_dict(), secret)
+    run.recipe = replace(run.recipe, weights=str(secret))
+    run.save(tmp_path / "run.pt")
+    secret.unlink()
+    call = ["export", "--checkpoint", str(tmp_path / "run.pt"), "--folder", str(folder)]
+    assert main(call) == 0
+    assert not any(b"jane.doe" in file.read_bytes() for file in folder.iterdir())
+    (folder / "README.md").write_text("an older card")
+    assert main(call) == 0
+    assert "an older card" not in (folder / "README.md").read_text()
+    weights = bytearray((folder / "model.safetensors").read_bytes())
+    weights[-5] ^= 1
+    (folder / "model.safetensors").write_bytes(weights)
+    with pytest.raises(SeeError, match="are others than config.json says"):
+        HubModel.from_pretrained(folder)
+    (folder / "notes.txt").write_text("mine")
+    for place, words in ((folder, "notes.txt"), (trained, "which see-nb did not write")):
+        assert main([*call[:-1], str(place)]) == 2
+        assert words in capsys.readouterr().err
+    assert (folder / "notes.txt").read_text() == "mine"
+    (tmp_path / "graph.onnx").write_text("mine")
+    assert main([*call[:3], "--onnx", str(tmp_path / "graph.onnx")]) == 2
+    assert "see-nb did not write it" in capsys.readouterr().err
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "graph.onnx",
+        "jane.doe",
+        "model",
+        "run.pt",
+    ]
+
+
+def test_the_card_says_how_to_do_without_the_package(tmp_path):
+    recipe = Recipe(dataset="folder", backbone="resnet10t", embedding_size=16, image_size=32)
+    model = empty_model(recipe, 3, pretrained=False).eval()
+    known = {"name": "folder", "version": "", "image_hash": "", "classes": ["a", "b"]}
+    data = {"train": known, "test": known | {"classes": ["c"]}}
+    run = Run(recipe, model, make_objective(recipe, 2), ["a", "b"], {"run": "small"}, data)
+    HubModel.of(run).save_pretrained(tmp_path / "model")
+    card = (tmp_path / "model" / "README.md").read_text()
+    code = card.partition("timm and torch alone:")[2].partition("Photos are cut")[0]
+    images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    code = code.replace("model.safetensors", str(tmp_path / "model" / "model.safetensors"))
+    names = {"images": images}
+    exec(textwrap.dedent(code.strip("\n")), names)  # noqa: S102
+    with torch.no_grad():
+        np.testing.assert_allclose(names["embeddings"].detach(), model(images), atol=1e-5)
+
+
+def test_an_index_without_a_training(trained, tmp_path, capsys, monkeypatch):
+    weights, output = tmp_path / "weights.safetensors", tmp_path / "raw.index"
+    backbone = create_model("resnet10t", 4, pretrained=False).backbone
+    save_file({k: v.contiguous() for k, v in backbone.state_dict().items()}, weights)
+    call = ["index", "--photos", str(trained.parent / "photos"), "--output", str(output)]
+    raw = ["--backbone", "resnet10t"]
+    assert main([*call, *raw, "--weights", str(weights)]) == 0
+    photo = str(trained.parent / "photos" / "kind 1" / "1.jpg")
+    assert main(["search", photo, "--index", str(output), "-k", "1", "--json"]) == 0
+    said = capsys.readouterr().out
+    assert "D = 512" in said and json.loads(said.splitlines()[-1])["path"] == photo
+    report = tmp_path / "page.html"
+    assert main(["evaluate", "--index", str(output), "--report", str(report)]) == 0
+    said = capsys.readouterr().out
+    assert "recall_at_1" in said and "Not in the catalogue: below a cosine of" in said
+    assert "Worst searches" in report.read_text() and (tmp_path / "page-classes.csv").exists()
+    index = index_with_model(output)
+    index.threshold = 1.1  # nothing is as like as that
+    assert index.search(photo, 1).unknown().all()
+    assert main(["search", photo, "--index", str(output), "-k", "1"]) == 0
+    assert "Probably not in the catalogue" in capsys.readouterr().out
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
+    assert main([*call[:-1], str(tmp_path / "other.index"), "--backbone", "resnet10t"]) == 2
+    said = capsys.readouterr().err
+    assert (
+        "hf download timm/resnet10t" in said and "--weights" in said and "127.0.0.1:9/timm" in said
+    )

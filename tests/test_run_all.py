@@ -8,7 +8,9 @@ from conftest import run_cells
 
 NBS = Path(__file__).parents[1] / "nbs"
 EVERY = sorted(NBS.rglob("*.ipynb"))
+ALSO = ("09_training", "10_runs")  # long cells, and processes that a notebook starts
 NEEDY = [p for p in EVERY if "at_hand(" in p.read_text("utf-8") or p.stem.endswith("_run")]
+NEEDY += [p for p in EVERY if p.stem in ALSO and p not in NEEDY]
 NEEDY = [p for p in NEEDY if p.stem != "quick_run"]  # a minute: `see-nb reproduce` runs it
 CHOSEN = EVERY if os.environ.get("SEE_NB_RUN_ALL") else NEEDY  # all of them take many minutes
 

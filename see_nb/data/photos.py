@@ -20,10 +20,13 @@ import json
 import mimetypes
 import os
 import posixpath
+import re
 import shutil
 import sys
 import time
+import unicodedata
 import warnings
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -77,8 +80,15 @@ RAW = {".heic", ".heif", ".avif", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf"
 
 
 def printable(text: str | Path) -> str:
-    "A path or a class for pages, tables and files: bytes that are no UTF-8 are written out."
-    return os.fsencode(text).decode("utf-8", "backslashreplace")
+    "A path or a class for messages, pages and tables: in one line, what is no text written out."
+    text = str(text)
+    if text.isprintable():
+        return text
+    bad = {c for c in text if unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp")}
+    for c in bad:  # a surrogate stands for a byte that is no UTF-8
+        byte = f"\\x{ord(c) - 0xDC00:02x}" if 0xDC80 <= ord(c) <= 0xDCFF else ""
+        text = text.replace(c, byte or c.encode("unicode_escape").decode())
+    return text
 
 
 def first_of(names: Sequence[str]) -> str:  # "a, b, c, ..."
@@ -166,7 +176,7 @@ def find_files(
     while folders or linked_folders:
         below = folders.pop() if folders else linked_folders.pop(0)
         real = os.path.realpath(os.path.join(root, below))
-        if real in seen or (below and f"{root}{os.sep}".startswith(f"{real}{os.sep}")):
+        if real in seen or (below and Path(root).is_relative_to(real)):
             files.leave_out(LINKS, below)
             continue
         seen.add(real)
@@ -363,7 +373,8 @@ def memo_file(
 def read_memo(path: Path) -> dict[str, list]:  # file -> signature and hash
     "Hashes that were kept; nothing if they cannot be read, for they can be made again."
     try:
-        kept = json.loads(path.read_text(encoding="utf-8"))
+        checksum, _, text = path.read_text(encoding="utf-8").partition("\n")
+        kept = json.loads(text) if checksum == str(zlib.crc32(text.encode())) else {}
         return {f: v for f, v in kept.items() if isinstance(v, list) and len(v) == 4}
     except (OSError, ValueError, AttributeError, RecursionError):
         return {}
@@ -409,7 +420,8 @@ def content_hashes(
     new = {f: row for f, row in looked.items() if row[0] and row != kept.get(f)}
     if memo and new:
         with suppress(SeeError), replacing(memo_file(folder, memo), durable=False) as part:
-            part.write_text(json.dumps(kept | new), encoding="utf-8")
+            text = json.dumps(kept | new)
+            part.write_text(f"{zlib.crc32(text.encode())}\n{text}", encoding="utf-8")
     return [looked[file][3] if file in looked else "" for file in files]
 
 
@@ -639,13 +651,10 @@ def make_room(
     wanted: int,  # bytes
 ) -> int:  # bytes that there is room for
     "Delete what was used longest ago, an hour at least, until there is room for more."
-    try:
-        limit = float(os.environ.get("SEE_NB_CACHE_GB") or CACHE_GB) * 1e9
-    except ValueError:
-        raise SeeError(
-            "SEE_NB_CACHE_GB: expected a number of gigabytes, got "
-            f"{os.environ['SEE_NB_CACHE_GB']!r}."
-        ) from None
+    given = os.environ.get("SEE_NB_CACHE_GB") or str(CACHE_GB)
+    if not re.fullmatch(r"\d+(\.\d+)?(e-?\d+)?", given):
+        raise SeeError(f"SEE_NB_CACHE_GB: expected a number of gigabytes, got {given!r}.")
+    limit = float(given) * 1e9
     there = next(place for place in (cache, *cache.absolute().parents) if place.exists())
     files = sorted(cached_files(cache))
     room = min(limit - sum(size for _, size, _ in files), 0.9 * shutil.disk_usage(there).free)

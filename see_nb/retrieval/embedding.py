@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['as_dataset', 'crop_size', 'place_of', 'embedded', 'whole_batch', 'image_loader', 'embed', 'cut_photos',
-           'embed_photos', 'retrieval_metrics', 'evaluate', 'neighbours', 'weights_digest']
+           'embed_photos', 'retrieval_metrics', 'evaluate', 'Threshold', 'calibrate', 'neighbours', 'weights_digest']
 
 # %% ../../nbs/retrieval/02_embedding.ipynb #c02
 import hashlib
@@ -12,6 +12,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
@@ -230,6 +231,43 @@ def evaluate(
     "Recall@K and MAP@R of a model."
     gallery = embed(model, dataset.gallery, **options) if dataset.gallery else None
     return retrieval_metrics(embed(model, dataset, **options), dataset, gallery, ks)
+
+# %% ../../nbs/retrieval/02_embedding.ipynb #c16c
+@dataclass
+class Threshold:
+    "A cosine that tells photos of the catalogue from others."
+
+    cosine: float
+    known: float  # share of photos whose kind is there that are taken for such
+    unknown: float  # share of photos whose kind is not there that are taken for such
+
+    def __str__(self) -> str:
+        return (
+            f"Not in the catalogue: below a cosine of {self.cosine:.3f}. It keeps {self.known:.1%} "
+            f"of photos whose class is there and turns away {self.unknown:.1%} of the others."
+        )
+
+
+def calibrate(
+    embeddings: Tensor,  # unit rows, (N, D)
+    labels: Tensor,  # (N,), at least two classes
+    at_most: int = 4096,  # queries
+) -> Threshold:
+    "The cosine of the nearest that tells best whether the class of a query is there."
+    chosen = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))[:at_most]
+    there, away = [], []
+    for queries in chosen.split(256):
+        cosines = embeddings[queries] @ embeddings.T
+        cosines[torch.arange(len(queries)), queries] = -1
+        same = labels[queries, None] == labels
+        there.append(cosines.amax(1)[same.sum(1) > 1])
+        away.append(cosines.masked_fill_(same, -1).amax(1))
+    there, away = torch.cat(there).sort().values, torch.cat(away).sort().values
+    cuts = torch.cat([there, away])
+    known = 1 - torch.searchsorted(there, cuts) / max(len(there), 1)
+    unknown = torch.searchsorted(away, cuts) / len(away)
+    best = (known + unknown).argmax()
+    return Threshold(cuts[best].item(), known[best].item(), unknown[best].item())
 
 # %% ../../nbs/retrieval/02_embedding.ipynb #c18
 def neighbours(

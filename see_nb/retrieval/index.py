@@ -576,7 +576,7 @@ class Index:
 
     @threshold.setter
     def threshold(self, cosine: float) -> None:
-        self.stored.note(threshold=cosine)
+        self.stored.note(threshold=repr(cosine))
 
 # %% ../../nbs/retrieval/05_index.ipynb #c24
 def add_photos(index: Index, asked: list[Asked], progress: bool) -> Changes:

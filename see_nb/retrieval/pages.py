@@ -90,7 +90,9 @@ STYLE = f"""
 :root {{ color-scheme: light dark; }}
 body {{ font: 16px/1.5 system-ui, sans-serif; margin: 0 auto; max-width: 75rem; padding: 1rem; }}
 h1 {{ font-size: 1.5rem; }} h2 {{ font-size: 1.15rem; margin: 1.5rem 0 .3rem; }}
-table {{ border-collapse: collapse; }} td, th {{ padding: .2rem .7rem; text-align: right; }}
+table {{ border-collapse: collapse; display: block; overflow-x: auto; }}
+pre {{ overflow-x: auto; background: #8882; padding: .6rem; }}
+ td, th {{ padding: .2rem .7rem; text-align: right; }}
 tr:nth-child(even) {{ background: #8882; }} td:first-child, th:first-child {{ text-align: left; }}
 svg {{ max-width: 100%; height: auto; background: white; }}
 {STRIP_STYLE}
