@@ -132,7 +132,7 @@ def copies_figure(
     above, below = lower[lower.cosine >= threshold], lower[lower.cosine < threshold]
     shown = [*above.tail(n).itertuples(), *below.head(n).itertuples()]
     fig, axes = plt.subplots(
-        2, max(len(shown), 1), figsize=(1.3 * max(len(shown), 2), 3), squeeze=False
+        2, max(len(shown), 1), figsize=(max(len(shown), 2), 2.4), squeeze=False
     )
     for ax in axes.flat:
         ax.set_axis_off()
@@ -140,7 +140,7 @@ def copies_figure(
         for row, number in enumerate((pair.first, pair.second)):
             photo = read_photo(photos.folder / photos.files[number], 128)
             axes[row, column].imshow(photo.permute(1, 2, 0))
-        side = "copy" if pair.cosine >= threshold else "none"
+        side = "copy" if pair.cosine >= threshold else "apart"
         axes[0, column].set_title(f"{pair.cosine:.3f}\n{side}", fontsize=8)
     fig.tight_layout()
     return fig
