@@ -696,6 +696,20 @@ CUT = Recipe(dataset="folder", backbone="resnet10t", pretrained=False, crops=3, 
              batch_size=8, validation=0.0, embedding_size=12, learning_rate=1e-3, batch_norms="eval")  # fmt: skip
 
 
+def test_settings_of_accelerate_from_elsewhere_do_not_count(tiny, monkeypatch):
+    expected = train(SMALL, progress=False).row
+    for name, value in (("GRADIENT_ACCUMULATION_STEPS", "8"), ("MIXED_PRECISION", "bf16")):
+        monkeypatch.setenv(f"ACCELERATE_{name}", value)
+        assert different_fields(expected, train(SMALL, progress=False).row) == []
+        assert os.environ[f"ACCELERATE_{name}"] == value
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="for computers without a GPU")
+def test_half_precision_that_only_a_gpu_has_is_refused(tiny):
+    with pytest.raises(SeeError, match="fp16 needs a GPU"):
+        train(replace(SMALL, precision="fp16"), progress=False)
+
+
 @pytest.mark.parametrize("stage", ["backbone", "layer3"])
 def test_what_comes_out_of_the_frozen_part_is_made_once(small_photos, tmp_path, stage):
     recipe = replace(CUT, frozen=stage)

@@ -8,8 +8,8 @@ __all__ = ['KINDS', 'class_centers', 'is_second_run', 'Replay', 'WrappedLoss', '
 
 # %% ../../nbs/method/04_see_loss.ipynb #c03
 import math
-from collections import deque
 from collections.abc import Callable
+from contextlib import contextmanager, nullcontext
 from numbers import Real
 
 import torch
@@ -66,26 +66,26 @@ class Replay:
 
     def __init__(
         self,
-        kept: int = 32,  # batches
+        most: int = 32,  # batches
     ):
-        self.kept = deque(maxlen=kept)
+        self.kept, self.most = [], most
 
-    def begin(self, generator: torch.Generator, *batch: Tensor) -> None:
-        "Note where the generator stands; in a second run, go back to where it stood."
-        where = [(t.untyped_storage()._cdata, t.storage_offset()) for t in batch]
-        self.now = generator.get_state()
-        if not is_second_run():
-            self.kept.append((where, self.now))
-            return
-        # an encoder that runs again gives new embeddings, but the labels are the same tensor
-        same = [state for kept, state in self.kept if kept == where]
-        same = same or [state for kept, state in self.kept if kept[1] == where[1]]
-        generator.set_state(same[-1] if same else self.now)
-
-    def end(self, generator: torch.Generator) -> None:
-        "After a second run, stand again where the training is."
-        if is_second_run():
-            generator.set_state(self.now)
+    @contextmanager
+    def of(self, generator: torch.Generator, labels: Tensor):
+        "Within, a batch that comes again draws what it drew; after it, the generator goes on."
+        # an encoder that runs again gives new embeddings, but its labels are the same tensor
+        where = labels.untyped_storage()._cdata, labels.storage_offset()
+        now, again = generator.get_state(), is_second_run()
+        if again:  # the last first, as in a backward pass
+            same = [i for i, (kept, _) in enumerate(self.kept) if kept == where]
+            generator.set_state(self.kept.pop(same[-1])[1] if same else now)
+        else:
+            self.kept = [*self.kept[1 - self.most :], (where, now)]
+        try:  # a second run is left by an exception when it has all that it needs
+            yield
+        finally:
+            if again:
+                generator.set_state(now)
 
 # %% ../../nbs/method/04_see_loss.ipynb #c16
 class WrappedLoss(nn.Module):
@@ -153,22 +153,20 @@ class SecondTerm(WrappedLoss):
         if processes := shared_processes(self.loss):
             streams, scale = tuple(map(rows_of_all, streams)), scale * processes
         pool = streams if len(streams) == 2 else map(torch.cat, (streams[::2], streams[1::2]))
-        if self.generator is not None:
-            self._replay.begin(self.generator, *streams[:2])
-        batch, centers = self._select(*pool)
-        if not (again or torch.compiler.is_compiling()):
-            self.n_expanded += len(centers)
-        loss = LossOfSynthetics(
-            unwrapped(self.loss),
-            self.place,
-            *streams[:2],
-            self.miner or own_miner(self.loss),
-            self.proxy_grad,
-            self.expansion.negatives_only,
-        )
-        second = self.expansion.second_term(loss, batch, centers, self.n_expansion)
-        if self.generator is not None:
-            self._replay.end(self.generator)
+        once = self._replay.of(self.generator, streams[1]) if self.generator else nullcontext()
+        with once:
+            batch, centers = self._select(*pool)
+            if not (again or torch.compiler.is_compiling()):
+                self.n_expanded += len(centers)
+            loss = LossOfSynthetics(
+                unwrapped(self.loss),
+                self.place,
+                *streams[:2],
+                self.miner or own_miner(self.loss),
+                self.proxy_grad,
+                self.expansion.negatives_only,
+            )
+            second = self.expansion.second_term(loss, batch, centers, self.n_expansion)
         return self.expansion.combine(value, second, scale)
 
     def _select(self, embeddings: Tensor, labels: Tensor) -> tuple[Batch, Tensor]:
@@ -376,7 +374,8 @@ def check_rows(name: str, of: str, rows: Tensor, labels, sizes: dict) -> tuple[T
     except (TypeError, ValueError, RuntimeError):
         given = None
     fits = given is not None and given.shape == rows.shape[:1]
-    fits = fits and torch.can_cast(given.dtype, torch.int64) and given.dtype != torch.bool
+    fits = fits and not (given.is_floating_point() or given.is_complex())
+    fits = fits and given.dtype != torch.bool
     need(of, labels, fits, f"one integer for each row of {name}, ({len(rows)},)")
     given = given.to(torch.int64)
     looked_at = given.device.type == "cpu" and len(given) and not torch.compiler.is_compiling()
