@@ -101,7 +101,7 @@ def shown_cells(cells: list[dict], folded: bool) -> list[dict]:
         if not {"hide", "default_exp"} & flags.keys():
             text = re.sub(r"^#\|.*\n?", "", text, flags=re.M)
             shown.append(shown_cell(cell, in_both_modes(text), flags, folded))
-    if module:
+    if module not in ("", "cli"):  # the command line has its help
         name = f"see_nb.{module}".removesuffix(".__init__")
         directive = f"```{{eval-rst}}\n.. automodule:: {name}\n   :members:\n```"
         shown.append(markdown("reference", f"## Reference\n\n{directive}"))

@@ -1,7 +1,6 @@
-"Backbones of both libraries: weights from files and hubs, what stays frozen, and real photos."
+"Backbones: weights from files and hubs, what stays frozen, and real photos."
 
 import copy
-import urllib.error
 
 import pytest
 import timm
@@ -9,35 +8,26 @@ import torch
 from PIL import Image
 from torch import nn
 from torchvision import models
-from torchvision.transforms.v2.functional import center_crop, pil_to_tensor, resize
+from torchvision.transforms.v2.functional import center_crop, pil_to_tensor
 
 from see_nb.data.datasets import data_root
 from see_nb.retrieval.metrics import recall_at_k
-from see_nb.training.models import create_model
+from see_nb.training.models import SHORT_NAMES, create_model
 
 
 @pytest.mark.parametrize(
     "name",
     [
-        "timm/resnet18",
+        "resnet18",
         "convnext_atto",
         "levit_128s",
         "mobilenetv3_small_050",
         "deit3_small_patch16_224",
         "swin_tiny_patch4_window7_224",
-    ]
-    + [
-        "torchvision/resnet18",
-        "squeezenet1_0",
-        "mobilenet_v3_small",
-        "shufflenet_v2_x0_5",
-        "swin_t",
     ],
 )
 def test_a_file_of_the_whole_classifier_fills_any_backbone(name, tmp_path):
-    library, _, short = name.rpartition("/")
-    in_timm = timm.is_model(short) and library != "torchvision"
-    whole = (timm.create_model(short) if in_timm else models.get_model(short)).eval()
+    whole = timm.create_model(name).eval()
     torch.save(whole.state_dict(), tmp_path / "whole.pth")
     model = create_model(name, 8, weights=tmp_path / "whole.pth").eval()
     own = whole.state_dict()
@@ -61,6 +51,9 @@ def test_a_step_moves_all_but_the_frozen_parts(name, checkpointing):
     assert frozen == {
         key for key, _ in model.named_parameters() if any(part in key for part in expected)
     }
+    for key, value in model.named_parameters():  # timm begins with branches that add nothing
+        if key.endswith("bn3.weight"):
+            nn.init.ones_(value)
     before = copy.deepcopy(model.state_dict())
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.1)
     model(torch.rand(4, 3, 64, 64)).square().mul(torch.arange(8)).sum().backward()
@@ -89,28 +82,24 @@ def test_a_copy_is_a_model_of_its_own(checkpointing):
 
 
 def test_resnet50_starts_from_the_first_weights_of_torchvision(monkeypatch):
-    asked, state = [], models.resnet50().state_dict()
-    download = "torchvision.models._api.load_state_dict_from_url"
-    monkeypatch.setattr(download, lambda url, **options: asked.append(url) or state)
-    model = create_model("resnet50", 8)
-    assert asked == [models.ResNet50_Weights.IMAGENET1K_V1.url]
-    assert all(torch.equal(value, state[key]) for key, value in model.backbone.state_dict().items())
+    config = timm.get_pretrained_cfg(SHORT_NAMES["resnet50"][0])
+    assert config.url.endswith(models.ResNet50_Weights.IMAGENET1K_V1.url.rsplit("/", 1)[1])
 
-    def no_network(url, **options):
-        raise urllib.error.URLError("no network")
+    def no_network(*args, **options):
+        raise OSError("no network")
 
-    monkeypatch.setattr(download, no_network)
+    monkeypatch.setattr("timm.models._builder.load_pretrained", no_network)
     with pytest.raises(
         ValueError,
-        match=r"resnet50 cannot be had \(URLError\). Give a file \(weights=.*pretrained=False",
+        match=r"resnet50 cannot be had \(OSError\). Give a file \(weights=.*pretrained=False",
     ):
         create_model("resnet50", 8)
 
 
 def test_real_weights_tell_real_birds_apart():
     weights, photos = (
-        data_root() / "squeezenet1_0.safetensors",
-        data_root() / "CUB_200_2011" / "images",
+        data_root() / "resnet50_imagenet.safetensors",
+        data_root() / "cub200_2010" / "images",
     )
     for path in (weights, photos):
         if not path.exists():
@@ -119,20 +108,17 @@ def test_real_weights_tell_real_birds_apart():
     files = [
         (file, label)
         for label, folder in enumerate(folders)
-        for file in sorted(folder.glob("*.jpg"))[:10]
+        for file in sorted(folder.glob("*.jpg"))[:8]
     ]
     images = torch.stack(
-        [
-            pil_to_tensor(center_crop(resize(Image.open(file).convert("RGB"), [256]), [224]))
-            for file, _ in files
-        ]
+        [center_crop(pil_to_tensor(Image.open(file).convert("RGB")), [160]) for file, _ in files]
     )
     labels = torch.tensor([label for _, label in files])
     recall = {}
     for name, options in {"real": {"weights": weights}, "random": {"pretrained": False}}.items():
         torch.manual_seed(0)
-        model = create_model("squeezenet1_0", 512, **options).eval()
+        model = create_model("resnet50_v1", 512, **options).eval()
         with torch.no_grad():
-            embeddings = torch.cat([model(batch) for batch in images.split(20)])
-        recall[name] = recall_at_k(embeddings, labels, ks=(1,))[1]
+            features = torch.cat([model.features(batch) for batch in images.split(20)])
+        recall[name] = recall_at_k(nn.functional.normalize(features), labels, ks=(1,))[1]
     assert recall["real"] > recall["random"] + 0.2, recall

@@ -21,7 +21,6 @@ from torch import nn
 
 from see_nb.baselines.registry import EXPANSIONS, LOSSES, build_loss
 from see_nb.data.datasets import data_root, dataset_states, load_dataset
-from see_nb.data.photos import Crops
 from see_nb.errors import SeeError
 from see_nb.experiments.statistics import comparison_table
 from see_nb.method.see_loss import SEELoss
@@ -697,6 +696,20 @@ CUT = Recipe(dataset="folder", backbone="resnet10t", pretrained=False, crops=3, 
              batch_size=8, validation=0.0, embedding_size=12, learning_rate=1e-3, batch_norms="eval")  # fmt: skip
 
 
+def test_settings_of_accelerate_from_elsewhere_do_not_count(tiny, monkeypatch):
+    expected = train(SMALL, progress=False).row
+    for name, value in (("GRADIENT_ACCUMULATION_STEPS", "8"), ("MIXED_PRECISION", "bf16")):
+        monkeypatch.setenv(f"ACCELERATE_{name}", value)
+        assert different_fields(expected, train(SMALL, progress=False).row) == []
+        assert os.environ[f"ACCELERATE_{name}"] == value
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="for computers without a GPU")
+def test_half_precision_that_only_a_gpu_has_is_refused(tiny):
+    with pytest.raises(SeeError, match="fp16 needs a GPU"):
+        train(replace(SMALL, precision="fp16"), progress=False)
+
+
 @pytest.mark.parametrize("stage", ["backbone", "layer3"])
 def test_what_comes_out_of_the_frozen_part_is_made_once(small_photos, tmp_path, stage):
     recipe = replace(CUT, frozen=stage)
@@ -776,31 +789,6 @@ def test_a_flipped_bit_in_what_is_kept_is_found(small_photos, tmp_path):
     with pytest.warns(UserWarning, match="checksum does not match"):
         again = train(recipe, root=small_photos, progress=False)
     assert different_fields(run.row, again.row) == []
-
-
-CUB50 = (data_root() / "CUB_200_2011" / "images.txt").exists() and (
-    data_root() / "squeezenet1_0.safetensors"
-).exists()
-
-
-@pytest.mark.skipif(
-    not CUB50,
-    reason="CUB_200_2011 and squeezenet1_0.safetensors are not in the data root (set SEE_NB_DATA)",
-)
-def test_real_photos_and_a_real_backbone():
-    recipe = Recipe(dataset="cub50", backbone="squeezenet1_0", weights="squeezenet1_0.safetensors", frozen=True, crops=1, image_size=96,
-                    epochs=8, batch_size=50, validation=0.0, learning_rate=3e-3)  # fmt: skip
-    run = train(recipe, progress=False)
-    assert run.row["n_train_classes"] == run.row["n_test_classes"] == 25
-    assert run.metrics["recall_at_1"] > 0.4  # chance is 4 %
-    dataset = load_dataset("cub50")
-    colourless = [
-        i
-        for i, f in enumerate(dataset.images.files)
-        if (p := dataset.images[i])[0].equal(p[1]) and p[1].equal(p[2])
-    ]
-    assert all(dataset.images[i].shape[0] == 3 for i in colourless)
-    assert Crops(dataset.images, dataset.labels).transform is None
 
 
 OMNIGLOT = pytest.mark.skipif(

@@ -280,7 +280,7 @@ class UnitRows(nn.Module):
 
 
 def raw_model(
-    backbone: str,  # a name of timm or torchvision
+    backbone: str,  # a name of timm
     weights: str | Path | None = None,  # a file; None: from the library's hub
     image_size: int | None = None,  # pixels a side, where it is not the backbone's own
 ) -> EmbeddingModel:  # images (B, 3, H, W) -> unit rows (B, F), in evaluation mode
@@ -295,7 +295,7 @@ def raw_model(
 
 def refuse_missing_weights(backbone: str) -> None:
     "A SeeError at once, not after a minute of attempts, if weights of timm cannot be fetched."
-    name = SHORT_NAMES.get(backbone, backbone).removeprefix("timm/")
+    name = SHORT_NAMES.get(backbone, (backbone,))[0]
     if not timm.is_model(name) or not (config := timm.get_pretrained_cfg(name)):
         return
     hub = config.hf_hub_id or ""

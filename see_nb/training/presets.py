@@ -96,8 +96,10 @@ _OWN = {
         "backbone": "tf_efficientnet_lite0",
         "frozen": "backbone",
         "image_size": 224,
+        "embedding_size": 512,
         "epochs": 30,
-        "learning_rate": 1e-3,
+        "learning_rate": 3e-4,
+        "proxy_rate": 1000.0,
         "weight_decay": 1e-2,
     },
     "large": {

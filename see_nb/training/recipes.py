@@ -48,7 +48,7 @@ class DataFields:
 class NetworkFields(DataFields):
     "What learns, and what it sees."
 
-    # conv4, resnet50, resnet50_v1, deit_small, or a name of timm or torchvision
+    # conv4, resnet50, resnet50_v1, deit_small, or a name of timm
     backbone: str = "conv4"
     # start from published weights, where the backbone has some
     pretrained: bool = True
