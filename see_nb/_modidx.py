@@ -1030,6 +1030,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                                                                   'see_nb/method/see_loss.py'),
                                         'see_nb.method.see_loss.is_second_run': ( 'method/see_loss.html#is_second_run',
                                                                                   'see_nb/method/see_loss.py'),
+                                        'see_nb.method.see_loss.learns_from_synthetics': ( 'method/see_loss.html#learns_from_synthetics',
+                                                                                           'see_nb/method/see_loss.py'),
                                         'see_nb.method.see_loss.learns_itself': ( 'method/see_loss.html#learns_itself',
                                                                                   'see_nb/method/see_loss.py'),
                                         'see_nb.method.see_loss.need': ('method/see_loss.html#need', 'see_nb/method/see_loss.py')},

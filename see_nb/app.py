@@ -216,7 +216,9 @@ def make_page(catalogue: Catalogue):  # a gradio page
         photo.clear(lambda: ["", ""], None, results, **quiet)
         one.input(lambda name: gr.Dropdown(choices=classes_of(name), value=[]), one, only, **quiet)
         service = gr.Button(visible=False)
-        service.click(answer, [photo, stored, one, only, k], gr.JSON(visible=False), api_name="search")
+        service.click(
+            answer, [photo, stored, one, only, k], gr.JSON(visible=False), api_name="search"
+        )
         service.click(lambda: names, None, gr.JSON(visible=False), api_name="indices")
     return page
 

@@ -112,7 +112,7 @@ def test_a_dropped_photo_finds_its_kind_and_two_models_stand_side_by_side(page, 
     page.locator("input[type=file]").first.set_input_files(photo)
     found = captions(page, "good.index")
     assert len(found) == 12 and re.match(
-        rf"1\. {KINDS[2]} 1\.000", found[1]
+        rf"1\. {KINDS[2]} 1\.000", found[0]
     )  # as `search` reads it
     assert sum(KINDS[2] in caption for caption in found[:5]) >= 4
     assert page.locator(".strip img[alt]").count() == 12

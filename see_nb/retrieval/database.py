@@ -250,7 +250,9 @@ class Rows(Database):
         photos = self.run(f"SELECT {names} FROM photos")
         return {(n, os.fsdecode(p)): (os.fsdecode(c), [*seen]) for n, p, c, *seen in photos}
 
-    def read(self) -> tuple[int, list[tuple], np.ndarray]:  # version; folder, path, class, hash; rows
+    def read(
+        self,
+    ) -> tuple[int, list[tuple], np.ndarray]:  # version; folder, path, class, hash; rows
         "All photos in the order of their paths, with their rows (N, D), as they are at one moment."
         with self.transaction("DEFERRED"):
             version = self.version()

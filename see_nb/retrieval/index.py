@@ -177,7 +177,9 @@ class Changes:
         text += f", {self.copies:,} under a new name or copied" if self.copies else ""
         text += f", {self.kept:,} kept from an interrupted call" if self.kept else ""
         text += f", {len(self.damaged):,} damaged and left out"
-        return f"{text}, {self.gone:,} no longer on disk (--prune drops them)" if self.gone else text
+        return (
+            f"{text}, {self.gone:,} no longer on disk (--prune drops them)" if self.gone else text
+        )
 
 # %% ../../nbs/retrieval/05_index.ipynb #c14
 ENOUGH = 0.95  # share of the exact ten nearest that an index beside the exact one looks for
