@@ -12,7 +12,7 @@ import signal
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from functools import lru_cache, partial
+from functools import lru_cache
 from html import escape
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -21,7 +21,7 @@ from .data.photos import printable
 from .errors import SeeError, needs, one_of
 from .files import expanded
 from .retrieval.index import Found, Index
-from .retrieval.pages import NOT_HERE, STRIP_STYLE, neighbour_strip
+from .retrieval.pages import NOT_HERE, STRIP_STYLE, neighbour_strip, photo_uri
 from .training.export import index_with_model
 
 # %% ../nbs/app.ipynb #c05
@@ -74,13 +74,9 @@ class Catalogue:
             raise SeeError(faults[0])
         return names
 
-    def refused(
-        self,
-        path: str,
-        upload: str | None = None,  # a photo from elsewhere that may be shown
-    ) -> str:  # "" for a photo that may be shown
+    def refused(self, path: str) -> str:  # "" for a photo that may be shown
         "Why a photo is not shown."
-        if path == upload or self.inside(path):
+        if self.inside(path):
             return ""
         folder = os.path.dirname(path)
         return f"outside of the folders given: start see-nb app with {folder} as well"
@@ -131,12 +127,12 @@ def search_page(
         for name in names:
             found = find_neighbours(catalogue, name, uploaded, stored, classes, k)
             query, own, neighbours = found.of_query(0)
-            refused = partial(catalogue.refused, upload=uploaded)
-            strip = neighbour_strip(query, own, neighbours, 480, refused=refused)
+            asked = f'<img class="query" src="{photo_uri(query)}" alt="query {escape(own)}">'
+            strip = neighbour_strip("", own, neighbours, 480, refused=catalogue.refused)
             warning = f'<p role="alert">{NOT_HERE}</p>' if found.unknown()[0] else ""
             index = catalogue.open(name)
             note = escape(f"{len(index):,} photos, model {index.made_by[:8]}")
-            parts.append(f"<h2>{escape(name)}</h2>{warning}{strip}<p>{note}</p>")
+            parts.append(f"<h2>{escape(name)}</h2>{asked}{warning}{strip}<p>{note}</p>")
         return parts
     except SeeError as error:
         text = escape(said(error, uploaded))
@@ -169,6 +165,7 @@ CSS = f"""
 {STRIP_STYLE}
 .strip details[open] > summary img {{ height: auto; max-height: 80vh; object-fit: contain; }}
 .strip figure:has(details[open]) {{ width: 100%; }}
+img.query {{ height: 8rem; border: 3px solid #0173b2; border-radius: .4rem; }}
 button.primary {{ background: #0b5394 !important; color: white !important; }}
 .block .wrap, .block span, .block label, .gradio-container p {{ color: var(--body-text-color); }}
 footer {{ display: none !important; }}

@@ -228,9 +228,10 @@ class Train(Command):
 
         test = load_split(run.recipe, self.root)
         if self.skip_damaged:
+            from see_nb.data.datasets import leave_out
             from see_nb.data.photos import find_damaged
 
-            test = test.without(find_damaged(test.images))
+            test = leave_out(test, find_damaged(test.images))
         try:
             with needs("notebooks", "report.html"):
                 page = write_report(run, test, self.output / "report.html")

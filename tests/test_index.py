@@ -507,7 +507,7 @@ def test_an_approximate_index_says_what_it_finds(album, checkpoint, tmp_path, ca
     assert make(album, checkpoint, output, "--factory", "HNSW32") == 0
     said = capsys.readouterr()
     assert "HNSW32: finds " in said.out and "ms a query, exact search takes" in said.out
-    assert "30 photos are few" in said.err
+    assert "30 photos are few" in said.out
     index = Index.load(output)
     assert index.search(index.embeddings, 30).rows.min() >= 0
     data = bytearray((tmp_path / "my.index.faiss").read_bytes())

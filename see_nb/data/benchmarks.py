@@ -173,7 +173,7 @@ def fetch(
     except OSError as error:
         raise cannot_write(target, error) from error
 
-
+# %% ../../nbs/data/03_benchmarks.ipynb #c11b
 def unpack_beside(archive: Path, target: Path, limit: int | None) -> None:
     "Unpack into a folder of another name, and move what is wanted to its place when it is whole."
     part = target.with_name(f".{target.name}.part")
@@ -485,7 +485,7 @@ def open_benchmark(
         fetch(target, benchmark.archive, places, md5, url, get, benchmark.unpacked)
     return list_benchmark(name, root)
 
-
+# %% ../../nbs/data/03_benchmarks.ipynb #c32b
 def benchmark_state(
     name: str,  # one of BENCHMARKS
     root: Path,  # data root

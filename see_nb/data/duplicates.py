@@ -95,7 +95,7 @@ class Copies:
             }
         )
 
-
+# %% ../../nbs/data/06_duplicates.ipynb #c08b
 def find_copies(
     photos: Photos,
     threshold: float = THRESHOLD,  # cosine, in (0, 1]

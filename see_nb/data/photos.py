@@ -95,7 +95,7 @@ def first_of(names: Sequence[str]) -> str:  # "a, b, c, ..."
     "The first three."
     return ", ".join(map(printable, names[:3])) + (", ..." if len(names) > 3 else "")
 
-
+# %% ../../nbs/data/01_photos.ipynb #c09b
 def describe_files(paths: list[str]) -> str:  # "10 .heic, 2 .txt (cup/1.heic, ...)"
     "How many files there are of each ending, and the first of them."
     endings = Counter(posixpath.splitext(path)[1].lower() or "without ending" for path in paths)
@@ -141,7 +141,7 @@ def place_in_order(path: str) -> list[tuple[bool, str]]:
     *folders, name = path.split("/")
     return [*((True, folder) for folder in folders), (False, name)]
 
-
+# %% ../../nbs/data/01_photos.ipynb #c10b
 def kind_of(entry: os.DirEntry) -> str:  # "" for what nobody would take for a photo
     "What lies behind a name: a folder, a photo, or the reason to leave it out."
     name = entry.name.lower()
@@ -191,7 +191,7 @@ def find_files(
                 files.leave_out(kind, path)
     return with_photos(files, photos)
 
-
+# %% ../../nbs/data/01_photos.ipynb #c11b
 def with_photos(
     files: Files,
     photos: list[tuple[bool, str, str]],  # whether it is a link, real path of its folder, path
@@ -240,7 +240,7 @@ def bytes_of_floats(light: np.ndarray) -> np.ndarray:  # uint8
         )
     return (light * (255 if light.max() <= 1 else 1)).round().astype(np.uint8)
 
-
+# %% ../../nbs/data/01_photos.ipynb #c14b
 def eight_bits(
     image: Image.Image,
     kind: str | None,  # of file: "PNG", "TIFF", ...
@@ -295,7 +295,7 @@ def name_of(picture: Picture) -> str:
     "What a message calls a picture: its path, or that it has none."
     return printable(picture) if isinstance(picture, (str, Path)) else "the picture in memory"
 
-
+# %% ../../nbs/data/01_photos.ipynb #c15b
 def read_photo(
     picture: Picture,  # path, bytes or file that Pillow reads (of several the first), image, array
     resize: int | None = None,  # shorter side in pixels; a smaller photo is left as it is
@@ -329,7 +329,7 @@ def on_white(image: Image.Image) -> Image.Image:
         image = Image.alpha_composite(ground, image.convert("RGBA"))
     return image.convert("RGB")
 
-
+# %% ../../nbs/data/01_photos.ipynb #c15c
 def shrink(
     photo: Tensor,  # uint8, (3, H, W)
     resize: int,  # shorter side in pixels
@@ -379,7 +379,7 @@ def read_memo(path: Path) -> dict[str, list]:  # file -> signature and hash
     except (OSError, ValueError, AttributeError, RecursionError):
         return {}
 
-
+# %% ../../nbs/data/01_photos.ipynb #c22b
 def hash_photos(
     folder: Path,
     files: list[str],  # paths relative to it
@@ -408,7 +408,7 @@ def hash_photos(
             looked[file] = [*seen[file], made.get(file) or known[file][3]]
     return looked, faults
 
-
+# %% ../../nbs/data/01_photos.ipynb #c22c
 def content_hashes(
     folder: Path,
     files: list[str],  # paths relative to it
@@ -517,7 +517,7 @@ def refuse_damaged(
         raise SeeError(f"{text} --skip-damaged (skip_damaged=True) trains without them.")
     warnings.warn(f"{text} They are left out.", stacklevel=3)
 
-
+# %% ../../nbs/data/01_photos.ipynb #c28b
 def check_photos(
     photos: Photos,
     report: Path | None = None,  # file that lists the damaged ones
@@ -541,7 +541,7 @@ def read_arrays(path: Path) -> dict[str, np.ndarray] | None:
     except Exception:  # noqa: BLE001  numpy and zipfile raise many kinds for a damaged file
         return None
 
-
+# %% ../../nbs/data/01_photos.ipynb #c31b
 class CachedPhotos(Photos):
     "Photos that are shrunk when they are first read, and kept."
 
@@ -622,7 +622,7 @@ def touched(path: Path) -> bool:
         return False
     return True
 
-
+# %% ../../nbs/data/01_photos.ipynb #c32b
 def tell_of_cache(cache: Path, n: int, each: int, room: int | None) -> None:
     "One line on what a large cache takes."
     if n * each > 100e6 or room is not None:
@@ -666,7 +666,7 @@ def make_room(
             room += size
     return max(0, int(room))
 
-
+# %% ../../nbs/data/01_photos.ipynb #c33b
 def cache_sizes(cache: Path) -> dict[str, tuple[int, int]]:  # kind -> files, bytes
     "How large the cache is."
     sizes = {"photos": (0, 0), "features": (0, 0)}

@@ -200,7 +200,7 @@ def compare_page(
 ) -> Path:  # of the page
     "Forest plot, verdicts, levels and rates, as one HTML file."
     tests, of_map = found.tests(), found.tests("map")
-    effects = effects_against(tests, found.rows, found.first)
+    effects = effects_against(tests, found.first)
     images = forest_images(effects, baseline=found.first)
     light, dark = (base64.b64encode(png).decode() for png in images)
     picture = (
@@ -219,7 +219,7 @@ def compare_page(
         "<h2>Levels and rates</h2>" + _html(levels_table(found)),
         "<h2>Details</h2>" + _html(details_table(tests)),
     ]
-    return write_page(path, " against ".join(found.recipes), "\n".join(parts))
+    return write_page(path, f"Against {found.first}", "\n".join(parts))
 
 
 def levels_table(found: Comparison) -> pd.DataFrame:  # texts

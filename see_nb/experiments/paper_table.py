@@ -26,29 +26,13 @@ def read_paper(
     path: str | Path,  # of the csv
 ) -> pd.DataFrame:  # one row per number: method, backbone, embedding_size, dataset, metric, percent
     "The numbers of the paper's table, checked."
-    path, columns = Path(path), [*TABLE_CELL, "metric", "percent"]
-    if not path.is_file():
+    table, key = pd.read_csv(path), [*TABLE_CELL, "metric"]
+    wrong = list(table.columns) != [*key, "percent"]
+    wrong = wrong or not pd.to_numeric(table.percent, errors="coerce").between(0, 100).all()
+    if wrong or table.duplicated(key).any():
         raise SeeError(
-            f"path: expected the paper's table, got {path}, which is no file. It is "
-            "nbs/experiments/paper/table1.csv of the repository."
-        )
-    table = pd.read_csv(path)
-    if list(table.columns) != columns:
-        raise SeeError(
-            f"{path}: expected the columns {', '.join(columns)}, got {', '.join(table.columns)}. "
-            "Take the repository's file."
-        )
-    wrong = table[~pd.to_numeric(table.percent, errors="coerce").between(0, 100)]
-    if len(wrong):
-        raise SeeError(
-            f"{path}: expected numbers from 0 to 100 as percent, got {wrong.percent.iloc[0]!r} in "
-            f"line {wrong.index[0] + 2}. Correct it."
-        )
-    twice = table[table.duplicated(columns[:-1])]
-    if len(twice):
-        raise SeeError(
-            f"{path}: expected each number once, got {', '.join(map(str, twice.iloc[0, :-1]))} "
-            f"again in line {twice.index[0] + 2}. Delete one."
+            f"{path}: expected the columns {', '.join(key)}, percent, each number once and from 0 "
+            "to 100. Take the repository's nbs/experiments/paper/table1.csv."
         )
     return table
 

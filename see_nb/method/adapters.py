@@ -54,7 +54,7 @@ def nearest_proxy(
     nearest = (own @ embeddings.detach()[:, :, None]).squeeze(2).argmax(1)
     return own[torch.arange(len(own), device=own.device), nearest]
 
-# %% ../../nbs/method/05_adapters.ipynb #c16a
+# %% ../../nbs/method/05_adapters.ipynb #c16
 class _Rows(nn.Module):
     "A row and a count for each class, as many as there are or as the labels ask for."
 
@@ -109,7 +109,7 @@ class _Rows(nn.Module):
                 setattr(self, name, torch.empty_like(saved, device=there))
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
-# %% ../../nbs/method/05_adapters.ipynb #c16
+# %% ../../nbs/method/05_adapters.ipynb #c17
 def over_processes(x: Tensor, reduction: str = "SUM") -> Tensor:
     "A tensor reduced over all processes, in place; itself where there is one process."
     if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
@@ -149,7 +149,7 @@ class RunningMeans(_Rows):
         "Centres (B, D): unit rows, zeros for classes seen less than twice."
         return F.normalize(self.means[labels], dim=-1) * (self.seen[labels] > 1)[:, None]
 
-# %% ../../nbs/method/05_adapters.ipynb #c19
+# %% ../../nbs/method/05_adapters.ipynb #c20
 PLACES = {
     "own": "compares embeddings with proxies of its own: loss(synthetics, their labels)",
     "references": "compares embeddings with references: "
@@ -180,7 +180,7 @@ class Adapter:
 REFERENCES, PAIRS, BATCH = Adapter("references"), Adapter("pairs"), Adapter("batch")
 ROWS, COLUMNS, INNER = Adapter("own", "proxies"), Adapter("own", "W.T"), Adapter("inner")
 
-# %% ../../nbs/method/05_adapters.ipynb #c20
+# %% ../../nbs/method/05_adapters.ipynb #c21
 ADAPTERS = {
     losses.ProxyAnchorLoss: ROWS,
     losses.ProxyNCALoss: ROWS,
@@ -230,7 +230,7 @@ ADAPTERS = {
     ),
 }
 
-# %% ../../nbs/method/05_adapters.ipynb #c22
+# %% ../../nbs/method/05_adapters.ipynb #c23
 def adapter_of(
     loss: nn.Module,  # inside no wrapper
 ) -> Adapter:
@@ -256,7 +256,7 @@ def unwrapped(loss: nn.Module) -> nn.Module:
     "The innermost loss."
     return layers(loss)[-1]
 
-
+# %% ../../nbs/method/05_adapters.ipynb #c24
 def place_of(
     loss: nn.Module,  # innermost
     place: str | None = None,  # one of PLACES, if the caller says so
@@ -292,7 +292,7 @@ def _checked_call(loss: nn.Module, place: str) -> str:
             ) from error
     return place
 
-# %% ../../nbs/method/05_adapters.ipynb #c23
+# %% ../../nbs/method/05_adapters.ipynb #c25
 def find_proxies(
     loss: nn.Module,  # innermost
 ) -> Tensor | None:  # (C, k, D), not normalised, with gradient; None if it keeps none
@@ -334,7 +334,7 @@ def class_proxies(
         )
     return proxies.squeeze(1)
 
-# %% ../../nbs/method/05_adapters.ipynb #c29
+# %% ../../nbs/method/05_adapters.ipynb #c31
 def second_term(
     place: str,  # one of PLACES
     loss: nn.Module,  # innermost
@@ -370,7 +370,7 @@ def _mined(miner: nn.Module | None, *batch: Tensor) -> tuple:
     "The miner's choice as a further argument, if there is a miner."
     return () if miner is None else (miner(*batch),)
 
-# %% ../../nbs/method/05_adapters.ipynb #c35
+# %% ../../nbs/method/05_adapters.ipynb #c37
 _HOOKS = "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"
 
 
@@ -395,7 +395,7 @@ def aside(
             "self."
         ) from error
 
-# %% ../../nbs/method/05_adapters.ipynb #c29a
+# %% ../../nbs/method/05_adapters.ipynb #c38
 @dataclass
 class LossOfSynthetics:
     "The wrapped loss as synthetics meet it: (rows, labels) -> scalar, without a trace in it."
@@ -443,7 +443,7 @@ def split_output(output, loss: nn.Module) -> tuple[Tensor, tuple]:
         )
     return value, tuple(rest)
 
-# %% ../../nbs/method/05_adapters.ipynb #c43
+# %% ../../nbs/method/05_adapters.ipynb #c46
 def own_miner(loss: nn.Module) -> nn.Module | None:
     "The outermost miner that a wrapper keeps in `.miner`."
     miners = (getattr(layer, "miner", None) for layer in layers(loss))

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['KINDS', 'class_centers', 'is_second_run', 'Replay', 'WrappedLoss', 'SecondTerm', 'SEELoss', 'need', 'check_options',
-           'learns_itself', 'check_loss', 'check_batch', 'check_rows', 'check_centers', 'check_call']
+           'learns_itself', 'check_loss', 'check_batch', 'learns_from_synthetics', 'check_rows', 'check_centers',
+           'check_call']
 
 # %% ../../nbs/method/04_see_loss.ipynb #c03
 import math
@@ -38,7 +39,7 @@ from .expansion import check_n_expansion, full_precision
 from .proxy_anchor import is_plain
 from .synthetics import Batch, Expansion, way_of
 
-# %% ../../nbs/method/04_see_loss.ipynb #c15a
+# %% ../../nbs/method/04_see_loss.ipynb #c15
 def class_centers(
     sources: Tensor,  # unit rows, (B, D)
     labels: Tensor,  # (B,)
@@ -55,7 +56,7 @@ def class_centers(
         return nearest_proxy(sources, labels, proxies.detach()), True
     return batch_means(sources, labels), False
 
-# %% ../../nbs/method/04_see_loss.ipynb #c15b
+# %% ../../nbs/method/04_see_loss.ipynb #c17
 def is_second_run() -> bool:
     "Whether activation checkpointing runs a forward again, within the backward pass."
     return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
@@ -87,7 +88,7 @@ class Replay:
             if again:
                 generator.set_state(now)
 
-# %% ../../nbs/method/04_see_loss.ipynb #c16
+# %% ../../nbs/method/04_see_loss.ipynb #c19
 class WrappedLoss(nn.Module):
     "What a loss and its wrapper have in common: the epoch, and the attributes of the loss."
 
@@ -140,7 +141,7 @@ class WrappedLoss(nn.Module):
             f"encoder_grad={self.encoder_grad}, place={self.place!r}"
         )
 
-# %% ../../nbs/method/04_see_loss.ipynb #c16a
+# %% ../../nbs/method/04_see_loss.ipynb #c21
 class SecondTerm(WrappedLoss):
     "Centres, selection, synthetics, and their loss."
 
@@ -194,7 +195,7 @@ class SecondTerm(WrappedLoss):
         batch, centers = self._select(embeddings, labels)
         return self.expansion.rows(batch, centers, self.n_expansion)
 
-# %% ../../nbs/method/04_see_loss.ipynb #c16b
+# %% ../../nbs/method/04_see_loss.ipynb #c23
 class SEELoss(SecondTerm):
     "A loss plus `weight` times the same loss on synthetics (SEE, Le & Woo, PAKDD 2024)."
 
@@ -243,23 +244,19 @@ class SEELoss(SecondTerm):
         **further,  # arguments of the loss, for the images
     ):  # scalar; what else the loss returns comes after it
         "The loss plus `weight` times that of the synthetics; in evaluation mode the loss alone."
-        streams = check_batch(self, embeddings, labels, ref_emb, ref_labels)
-        twofold = self.training and self.weight > 0
-        if twofold:
-            check_call(self, indices_tuple, ref_emb)
+        batch = check_batch(self, embeddings, labels, indices_tuple, ref_emb, ref_labels)
         with torch.autocast(embeddings.device.type, enabled=False):
-            if self.miner is not None and indices_tuple is None:
-                indices_tuple = self.miner(*streams)
-            more = (indices_tuple, *streams[2:])
-            more = more if len(more) > 1 or indices_tuple is not None else ()
-            output = self.loss(*streams[:2], *more, **further)
-            if not twofold:
+            mined = self.miner is not None and indices_tuple is None
+            pairs = self.miner(*batch) if mined else indices_tuple
+            more = (pairs, *batch[2:]) if len(batch) > 2 or pairs is not None else ()
+            output = self.loss(*batch[:2], *more, **further)
+            if not learns_from_synthetics(self):
                 return output
             value, rest = split_output(output, self.loss)
-            value = self._with_second_term(value, *streams)
+            value = self._with_second_term(value, *batch)
         return (value, *rest) if rest else value
 
-# %% ../../nbs/method/04_see_loss.ipynb #c27a
+# %% ../../nbs/method/04_see_loss.ipynb #c25
 KINDS = {
     "loss": (nn.Module, "a module, such as ProxyAnchorLoss(C, D)"),
     "schedule": (Callable | None, "a function of the epoch"),
@@ -302,7 +299,7 @@ def check_options(unknown: dict, **options) -> None:
     if any(isinstance(layer, SEELoss) for layer in layers(options["loss"])):
         raise SeeError("loss: it is a SEELoss already. Wrap the loss within, once.")
 
-# %% ../../nbs/method/04_see_loss.ipynb #c27b
+# %% ../../nbs/method/04_see_loss.ipynb #c26
 def learns_itself(see: SEELoss) -> bool:
     "Whether the loss has proxies that can learn from the synthetics, without the encoder."
     learning = [*see.loss.parameters(), *see.parameters(recurse=False)]
@@ -339,15 +336,18 @@ def check_loss(see: SEELoss) -> None:
     size = see.n_expansion + 1 if known is None else known.shape[-1]
     check_n_expansion(see.n_expansion, size)
 
-# %% ../../nbs/method/04_see_loss.ipynb #c27c
+# %% ../../nbs/method/04_see_loss.ipynb #c27
 def check_batch(
     see: SEELoss,
     embeddings: Tensor,
-    labels: Tensor,
+    labels,
+    indices_tuple,
     ref_emb: Tensor | None,
     ref_labels: Tensor | None,
 ) -> tuple[Tensor, ...]:  # rows in full precision and int64 labels, once or twice
     "Embeddings and labels as the loss can take them, or a SeeError."
+    if learns_from_synthetics(see):
+        check_call(see, indices_tuple, ref_emb)
     sizes = {}  # what has a row for each class -> how many, and their length
     inner = unwrapped(see.loss)
     if (proxies := find_proxies(inner)) is not None:
@@ -365,6 +365,11 @@ def check_batch(
     return *streams, *refs
 
 
+def learns_from_synthetics(see: SEELoss) -> bool:
+    "In training, and with a weight."
+    return see.training and see.weight > 0
+
+# %% ../../nbs/method/04_see_loss.ipynb #c28
 def check_rows(name: str, of: str, rows: Tensor, labels, sizes: dict) -> tuple[Tensor, Tensor]:
     "One stream. On the CPU the range of its labels is checked (a GPU would wait)."
     fits = isinstance(rows, Tensor) and rows.ndim == 2 and rows.is_floating_point()
@@ -391,7 +396,7 @@ def check_rows(name: str, of: str, rows: Tensor, labels, sizes: dict) -> tuple[T
             )
     return full_precision(rows), given.to(rows.device)
 
-
+# %% ../../nbs/method/04_see_loss.ipynb #c29
 def check_centers(rows, shape: tuple[int, int]) -> None:
     "A row for each label; on the CPU, of numbers."
     fits = isinstance(rows, Tensor) and rows.shape == shape

@@ -197,9 +197,12 @@ class Faster:
     exact_milliseconds: float  # a query of the exact search, in the same minute
 
     def __str__(self) -> str:
+        n = self.index.ntotal
+        few = f" {n:,} photos are few: exact search is as fast, and finds all." * (n < MANY)
         return (
             f"{self.factory}: finds {self.recall:.1%} of the exact ten nearest in "
-            f"{self.milliseconds:.2f} ms a query, exact search takes {self.exact_milliseconds:.2f}"
+            f"{self.milliseconds:.2f} ms a query, exact search takes "
+            f"{self.exact_milliseconds:.2f}.{few}"
         )
 
 
@@ -215,9 +218,6 @@ def make_faster(
     rows: np.ndarray,  # unit rows, (N, D)
 ) -> Faster:
     "An index that looks just far enough to find most of the exact ten nearest."
-    if len(rows) < MANY:
-        text = f"factory: {len(rows):,} photos are few. Exact search is as fast, and finds all."
-        warnings.warn(text, stacklevel=3)
     try:
         index = faiss.index_factory(rows.shape[1], factory, faiss.METRIC_INNER_PRODUCT)
         index.train(rows)
@@ -339,6 +339,9 @@ def read_queries(
         if is_rows(array, size):
             return unit_rows(torch.from_numpy(np.atleast_2d(array)), "queries"), [], []
         queries = list(array) if array.ndim == 4 else [array]
+    if not isinstance(queries, Iterable) or isinstance(queries, dict):
+        got = type(queries).__name__
+        raise SeeError(f"queries: expected a photo, rows, or a list of photos, got {got}.")
     names, pictures = [], []
     for query in queries:
         paths = list(list_photos(query)) if isinstance(query, (str, Path)) else None
@@ -537,7 +540,7 @@ class Index:
 
     def __repr__(self) -> str:
         size = self.embeddings.shape[1]
-        how = f"beside exact search {faster}" if (faster := self.state.faster) else "exact search"
+        how = "exact search" + (f" and {faster.factory}" if (faster := self.state.faster) else "")
         return f"{len(self):,} photos, D = {size}, {how}, model {self.made_by[:12]}"
 
     @property

@@ -123,7 +123,7 @@ def crop_features(
     stored = torch.from_numpy(np.load(path, mmap_mode="c"))
     return dataset.with_images(stored.unflatten(0, (n, each)))
 
-
+# %% ../../nbs/training/14_features.ipynb #c08b
 def _content(images: Photos | Tensor) -> str:
     "A hash of what tells these images from others."
     photos = isinstance(images, Photos)
