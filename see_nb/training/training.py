@@ -28,7 +28,7 @@ from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ..data.datasets import RetrievalDataset, data_root
+from ..data.datasets import RetrievalDataset, data_root, leave_out
 from ..data.photos import Photos, train_transform
 from ..errors import SeeError
 from ..files import claimed, expanded
@@ -382,7 +382,7 @@ def _without_copies(queries: Tensor, splits: Splits) -> dict:  # empty when ther
     if not keep.any():
         return {}
     share = len(splits.copies.concerned()) / len(labels)
-    rest = splits.test_set.without((~keep).nonzero().flatten().tolist())
+    rest = leave_out(splits.test_set, (~keep).nonzero().flatten().tolist())
     return {"copies": {"share": share, **retrieval_metrics(queries[keep], rest)}}
 
 
