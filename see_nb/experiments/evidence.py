@@ -428,6 +428,9 @@ def counted(
         )
     counts = tests.verdict.value_counts()
     words = [f"{counts.get(word, 0)} {word}" for word in VERDICTS]
+    harmful = (tests.verdict == VERDICTS[0]) & tests.note.str.contains("the other does harm")
+    if harmful.any():
+        words[0] += f" ({harmful.sum()} over a control that does harm)"
     return (
         f"{len(tests)} tests of {tests.claim.nunique()} claims, paired by seed and corrected by "
         f"Holm over all of them: {', '.join(words[:-1])} and {words[-1]}."
