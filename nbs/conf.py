@@ -82,9 +82,10 @@ def read_page(app, name: str, source: list[str]) -> None:
         source[0] += toctree("", pages_of(name))
     if source[0].lstrip().startswith("{"):
         notebook = json.loads(source[0])
-        notebook["cells"] = shown_cells(notebook["cells"], folded=name.endswith("_report"))
+        folded = name == "cli" or name.endswith("_report")  # the answer first, code on a click
+        notebook["cells"] = shown_cells(notebook["cells"], folded)
         if name == "cli":
-            notebook["cells"].append(markdown("help", command_help()))
+            notebook["cells"].insert(1, markdown("help", command_help()))
         if name == "index":
             sidebar = toctree("Read", PATH) + toctree("Reference", REFERENCE)
             notebook["cells"].append(markdown("sidebar", sidebar))

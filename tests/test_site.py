@@ -97,8 +97,12 @@ def test_the_path_comes_first_and_the_search_box_once(site, page):
 
 
 def test_the_reference_has_shapes_and_words_of_parameters(site, page):
-    text = opened(page, site / "method" / "01_centers.html").locator("#reference").inner_text()
-    assert "mmd_centers" in text and "(L, L-1)" in text and "n_centers" in text
+    text = (
+        opened(page, site / "method" / "01_centers.html")
+        .locator("section[id^=module-]")
+        .inner_text()
+    )
+    assert "mmd_centers" in text and "(L, L - 1)" in text and "n_centers" in text
 
 
 def test_wrong_folders_are_told(tmp_path, root):

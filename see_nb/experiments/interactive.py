@@ -93,7 +93,7 @@ def draw_spaces(
         draw_space(ax, *space)
         ax.view_init(25, 40)
         ax.set_title(title)
-    return light(fig)
+    return light(fig, dpi=180)
 
 # %% ../../nbs/experiments/10_interactive.ipynb #c14
 def draw_neighbours(
@@ -116,4 +116,4 @@ def draw_neighbours(
     set_style()
     images = torch.stack([dataset.images[i] for i in numbers])
     ax = contact_sheet(images, k + 1, frame=frame, scale=0.55)
-    return light(ax.figure)
+    return light(ax.figure, dpi=180)

@@ -177,9 +177,8 @@ class Changes:
         text += f", {self.copies:,} under a new name or copied" if self.copies else ""
         text += f", {self.kept:,} kept from an interrupted call" if self.kept else ""
         text += f", {len(self.damaged):,} damaged and left out"
-        return (
-            f"{text}, {self.gone:,} no longer on disk (--prune drops them)" if self.gone else text
-        )
+        gone = f", {self.gone:,} no longer on disk (--prune drops them)" if self.gone else ""
+        return text + gone
 
 # %% ../../nbs/retrieval/05_index.ipynb #c14
 ENOUGH = 0.95  # share of the exact ten nearest that an index beside the exact one looks for
@@ -425,9 +424,10 @@ class Index:
         "Take its model, and refuse any other."
         got = model_digest(model, self.image_size)
         if got != self.made_by:
+            place = self.source or "of no name"
             raise SeeError(
-                f"model: the index was made by model {self.made_by[:12]} ({self.source or 'of no name'}"
-                f"), got model {got[:12]}. Rows of two models do not compare: give the model it "
+                f"model: the index was made by model {self.made_by[:12]} ({place}), got model "
+                f"{got[:12]}. Rows of two models do not compare: give the model it "
                 "was made by, or make another index."
             )
         self.model = model

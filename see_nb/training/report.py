@@ -23,7 +23,7 @@ from ..data.datasets import RetrievalDataset
 from ..data.photos import Photos, printable
 from ..errors import SeeError
 from ..files import expanded, refuse_foreign, replacing
-from ..retrieval.embedding import calibrate, embed, retrieval_metrics
+from ..retrieval.embedding import Threshold, calibrate, embed, retrieval_metrics
 from ..retrieval.metrics import nearest
 from ..retrieval.index import Index
 from ..retrieval.pages import neighbour_strip, write_page
@@ -159,6 +159,8 @@ def write_tables(s: Searches, dataset: RetrievalDataset, page: Path) -> list[Pat
     paths = []
     for name, table in tables.items():
         paths.append(page.with_name(f"{page.stem}-{name}.csv"))
+        if not page.exists():  # then a table of that name is not of an earlier report
+            refuse_foreign(paths[-1])
         with replacing(paths[-1]) as part:
             table.to_csv(part)
     return paths
@@ -221,19 +223,18 @@ def write_report(
 def report_index(
     index: Index,  # of photos with classes
     path: str | Path,  # of the page, HTML
-) -> tuple[
-    dict[str, float], float
-]:  # Recall@K and MAP@R, and the cosine for "not in the catalogue"
+) -> tuple[dict[str, float], Threshold]:  # Recall@K and MAP@R; what is not in the catalogue
     "Metrics and searches among the photos of an index; no training is needed."
     dataset = labelled_photos(index)
     rows = torch.from_numpy(index.embeddings[(index.photos.label != "").to_numpy()])
     metrics = retrieval_metrics(rows, dataset)
     known = calibrate(rows, dataset.labels)
     index.threshold = known.cosine
-    how = f"{index.backbone or 'a trained model'}: {len(rows):,} photos of {len(dataset.classes)} classes."
+    model, folder = index.backbone or "a trained model", index.path.parent if index.path else "."
+    how = f"{model}: {len(rows):,} photos of {len(dataset.classes)} classes."
     parts = {"Recall@K": f"<p>{escape(how)}</p>{_measures(metrics)}<p>{escape(str(known))}</p>"}
-    after = f"<pre>{escape(f'see-nb app {index.path.parent if index.path else chr(46)}')}</pre>"
-    _page(path, f"Photos of {dataset.images.folder.name}", parts, rows, dataset, after)
+    after = f"<pre>{escape(f'see-nb app {folder}')}</pre>"
+    _page(path, f"Index of {dataset.images.folder.name}", parts, rows, dataset, after)
     return metrics, known
 
 

@@ -88,7 +88,7 @@ def _context():
         context.set_forkserver_preload(["see_nb.training.runs"])
     return context
 
-
+# %% ../../nbs/training/10_runs.ipynb #c08a
 @contextmanager
 def _pool(processes: int, counter, context) -> Iterator[ProcessPoolExecutor]:
     "Workers that end with the block, however it ends."

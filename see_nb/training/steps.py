@@ -119,7 +119,7 @@ class ClassBatches:
             keys = list(zip(order[step * size : (step + 1) * size], seeds))
             yield keys[self.rank * share : (self.rank + 1) * share]
 
-
+# %% ../../nbs/training/04_steps.ipynb #c09a
 def _members(labels: list[int]) -> dict[int, list[int]]:
     "The images of each class."
     members: dict[int, list[int]] = {}

@@ -392,7 +392,7 @@ def _hits(test_set: RetrievalDataset, *tested: Tensor) -> dict:
     labels, searched = test_set.labels.numpy(), (test_set.gallery or test_set).labels.numpy()
     return pack_hits(searched[found] == labels, labels)
 
-
+# %% ../../nbs/training/09_training.ipynb #c18a
 def _about(training: Training, experiment: str) -> dict:
     "What was trained, on what, for how long."
     recipe, train_set = training.recipe, training.splits.train_set
@@ -589,7 +589,7 @@ def train(
         run.model.eval()
         return output.finish(run, new=True)
 
-
+# %% ../../nbs/training/09_training.ipynb #c21a
 def _warn_of_the_loss_alone(run: Run) -> None:
     "No recipe tells which cosines a training will reach."
     r = run.recipe
