@@ -476,7 +476,7 @@ class MakeIndex(Command):
     output: Path = Path("my.index")
     # written by see-nb train or see-nb export --folder; an index that is there knows its own
     checkpoint: Path | None = None
-    # instead of a checkpoint: a pretrained network of timm or torchvision, as it is
+    # instead of a checkpoint: a pretrained network of timm, as it is
     backbone: str = ""
     # file with the weights of the backbone; if not given, they come from its library's hub
     weights: Path | None = None
