@@ -11,6 +11,8 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, TensorDataset
 
+from see_nb.baselines.registry import build_loss
+from see_nb.errors import SeeError
 from see_nb.method.adapters import RunningMeans
 from see_nb.method.see_loss import SEELoss
 
@@ -270,3 +272,55 @@ def test_losses_that_are_compiled_whole():
         torch.manual_seed(1)
         (same,) = torch.autograd.grad(compiled(x, y), x)
         torch.testing.assert_close(same, slope)
+
+
+@pytest.mark.parametrize("name", ["margin", "htl", "hard_proxies", "arcface"])
+def test_labels_beyond_the_classes_are_told(name):
+    see = SEELoss(build_loss(name, C, D), 4)
+    x, y = images(1)[0]
+    for wrong in (y + 1, y - 1, y + 4_102_000_000):
+        with pytest.raises(SeeError, match="labels: expected classes 0 to 5"):
+            see(x[:, :D], wrong)
+
+
+def test_running_means_refuse_what_they_have_no_room_for():
+    x, y = images(1)[0]
+    for n_classes, wrong in ((0, y - 1), (0, y + 4_102_000_000), (C, y + 1)):
+        see = SEELoss(losses.NTXentLoss(), 4, centers=RunningMeans(n_classes=n_classes))
+        with pytest.raises(SeeError, match="labels: expected classes 0 to"):
+            see(x[:, :D], wrong)
+    see = SEELoss(losses.NTXentLoss(), 4, centers=RunningMeans())
+    see(x[:, :D], y)
+    with pytest.raises(SeeError, match="RunningMeans are of embedding size 12, got 10"):
+        see(x[:, :10], y)
+    fewer = SEELoss(losses.NTXentLoss(), 4, centers=RunningMeans(n_classes=3))
+    with pytest.raises(SeeError, match="means of 6 classes, and RunningMeans has room for 3"):
+        fewer.load_state_dict(see.state_dict())
+
+
+@pytest.mark.parametrize(
+    "words, options",
+    [
+        ("no option 'k'. Did you mean 'n_expansion'", {"k": 4}),
+        ("no option 'weigth'. Did you mean 'weight'", {"weigth": 1}),
+        ("can serve 'own' or 'batch', got 'references'", {"place": "references"}),
+        ("centers: expected rows that are not zero", {"centers": torch.zeros(C, D)}),
+        ("centers: expected finite numbers", {"centers": torch.full((C, D), torch.nan)}),
+    ],
+)
+def test_options_that_cannot_work_are_told_at_construction(words, options):
+    with pytest.raises(SeeError, match=words):
+        SEELoss(losses.ProxyAnchorLoss(C, D), **options)
+
+
+def test_further_arguments_and_attributes_are_the_losss():
+    x, y = images(1)[0]
+    mask = torch.arange(24) >= 12
+    memory, alone = (losses.CrossBatchMemory(losses.NTXentLoss(), D, 64) for _ in range(2))
+    alone(x[:, :D], y, enqueue_mask=mask)
+    SEELoss(memory, 4)(x[:, :D], y, enqueue_mask=mask)
+    assert memory.queue_idx == alone.queue_idx == 12
+    see = SEELoss(losses.ArcFaceLoss(C, D), 4)
+    assert see.W is see.loss.W and see.num_classes == C
+    with pytest.raises(AttributeError, match=r"nor has the ArcFaceLoss in its \.loss"):
+        see.nothing  # noqa: B018

@@ -516,7 +516,8 @@ def above_raw_in_words(
         return ""
     cells = own.drop_duplicates("where").dropna(subset="raw")
     said = [
-        f"{row.level - row.raw:+.2f} points on {row.where} ({row.level:.2f} against {row.raw:.2f} %)"
+        f"{row.level - row.raw:+.2f} points on {row.where} "
+        f"({row.level:.2f} against {row.raw:.2f} %)"
         for row in cells.itertuples()
     ]
     return f"The loss alone, less raw features: {'; '.join(said)}." if said else ""

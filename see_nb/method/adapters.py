@@ -270,7 +270,8 @@ def place_of(
     if not (place or known.place):
         places = "; ".join(f"{place!r} {words}" for place, words in PLACES.items())
         raise SeeError(
-            f"loss: how do synthetics enter {name}? Say SEELoss(loss, place=...), or give the class "
+            f"loss: how do synthetics enter {name}? Say SEELoss(loss, place=...), or give "
+            "the class "
             f"an attribute `see_place`. The loss that is {places}."
         )
     if place and known.place and place not in SERVED[known.place]:

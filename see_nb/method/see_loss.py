@@ -63,7 +63,7 @@ def is_second_run() -> bool:
 
 
 class Replay:
-    "What a generator gave to the last batches, for when activation checkpointing brings them again."
+    "What a generator gave to the last batches: activation checkpointing brings them again."
 
     def __init__(
         self,

@@ -44,8 +44,8 @@ def _save(state: dict, file, path: Path) -> None:
 
 # %% ../../nbs/training/06_checkpoints.ipynb #c08
 PARTS = ("recipe", "classes", "channels", "data", "model", "objective")  # of every checkpoint
-UNDER_WAY = ("optimizer", "schedule", "scaler", "total", "n_expanded", "epoch", "position", "history",
-             "busy", "seconds", "run", "raw", "weights_sha256")  # fmt: skip
+UNDER_WAY = ("optimizer", "schedule", "scaler", "total", "n_expanded", "epoch", "position",
+             "history", "busy", "seconds", "run", "raw", "weights_sha256")  # fmt: skip
 
 
 def read_checkpoint(

@@ -95,7 +95,8 @@ def pixels_of(
     if not right or not (stored or images.is_floating_point()):
         raise SeeError(
             f"images: expected (B, {channels}, H, W), uint8 or floating point in [0, 1], got "
-            f"{tuple(images.shape)} of {images.dtype}. Convert them, or make the model with another "
+            f"{tuple(images.shape)} of {images.dtype}. Convert them, or make the model with "
+            "another "
             "number of channels."
         )
     return images.float() / 255 if stored else images

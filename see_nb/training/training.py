@@ -607,7 +607,8 @@ def _warn_of_copies(run: Run) -> None:
     "A query whose copy is in the gallery is a hit for a task that nobody has."
     if found := run.row.get("copies"):
         warnings.warn(
-            f"{run.recipe.dataset}: {found['share']:.1%} of the test photos have a copy among them. "
+            f"{run.recipe.dataset}: {found['share']:.1%} of the test photos have a copy "
+            "among them. "
             f"Recall@1 is {run.row['recall_at_1']:.1%}, without the copies "
             f"{found['recall_at_1']:.1%}. `see-nb duplicates` lists them.",
             stacklevel=3,
