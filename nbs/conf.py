@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import os
 import re
 from configparser import ConfigParser
 from pathlib import Path
@@ -137,6 +138,7 @@ def markdown(name: str, text: str) -> dict:
 
 def command_help() -> str:
     "What the program says today, command by command."
+    os.environ["COLUMNS"] = "76"  # what a page is wide
     parts = ["## The options of each command"]
     for name in COMMANDS:
         with contextlib.redirect_stdout(io.StringIO()) as said:

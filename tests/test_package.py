@@ -57,7 +57,7 @@ import importlib, pkgutil, sys
 import see_nb
 dev = {{"nbdev", "fastcore", "execnb", "ghapi", "pytest", "hypothesis"}}
 extras = {{"matplotlib", "seaborn", "IPython", "ipykernel", "nbclient", "nbconvert", "nbformat",
-          "jupyterlab", "sphinx", "submitit",
+          "jupyterlab", "submitit",
           "gradio", "pillow_heif", "onnxscript", "onnxruntime", "pyarrow"}}
 sys.modules.update(dict.fromkeys(dev | extras))  # None: not installed
 names = [m.name for m in pkgutil.walk_packages(see_nb.__path__, "see_nb.")]
