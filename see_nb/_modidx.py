@@ -1452,6 +1452,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                         'see_nb.training.models._cut': ('training/models.html#_cut', 'see_nb/training/models.py'),
                                         'see_nb.training.models._load_state': ( 'training/models.html#_load_state',
                                                                                 'see_nb/training/models.py'),
+                                        'see_nb.training.models._of_backbone': ( 'training/models.html#_of_backbone',
+                                                                                 'see_nb/training/models.py'),
                                         'see_nb.training.models._read_state': ( 'training/models.html#_read_state',
                                                                                 'see_nb/training/models.py'),
                                         'see_nb.training.models.conv4': ('training/models.html#conv4', 'see_nb/training/models.py'),

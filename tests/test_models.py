@@ -81,6 +81,26 @@ def test_a_copy_is_a_model_of_its_own(checkpointing):
     assert twin.features(images).abs().sum() > 0 == model.features(images).abs().sum()
 
 
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda state: state,
+        lambda state: {f"module._orig_mod.{key}": value for key, value in state.items()},
+        lambda state: {"state_dict": {f"model.{k}": v for k, v in state.items()}, "epoch": 3},
+        lambda state: {f"net.encoder.{k}": v for k, v in state.items()}
+        | {"objective.loss.proxies": torch.zeros(3, 16)},
+        lambda state: {k: v for k, v in state.items() if not k.startswith("head.")},
+    ],
+    ids=["model", "compiled and parallel", "Lightning", "a module with its loss", "without head"],
+)
+def test_weights_are_found_within_what_was_saved(tmp_path, wrap):
+    model = create_model("conv4", 16, width=4)
+    torch.save(wrap(model.state_dict()), tmp_path / "weights.pt")
+    again = create_model("conv4", 8, width=4, weights=tmp_path / "weights.pt")
+    for name, tensor in model.backbone.state_dict().items():
+        assert torch.equal(again.backbone.state_dict()[name], tensor)
+
+
 def test_resnet50_starts_from_the_first_weights_of_torchvision(monkeypatch):
     config = timm.get_pretrained_cfg(SHORT_NAMES["resnet50"][0])
     assert config.url.endswith(models.ResNet50_Weights.IMAGENET1K_V1.url.rsplit("/", 1)[1])

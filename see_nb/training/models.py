@@ -335,17 +335,25 @@ def _read_state(path: str | Path) -> dict[str, Tensor]:
             f"weights: {path} cannot be read as a dictionary of tensors ({type(error).__name__}). "
             "Give a safetensors file or a pickled state dict; a pickle with code in it is refused."
         ) from error
-    inner = {
-        key.removeprefix("backbone."): value
-        for key, value in state.items()
-        if key.startswith("backbone.")
-    }
-    return inner or state
+    return state
 
 # %% ../../nbs/training/01_models.ipynb #c28a
+def _of_backbone(state: dict[str, Tensor], names: Iterable[str]) -> dict[str, Tensor]:
+    "The backbone's tensors alone, where a whole model was saved, or a training with a model in it."
+    names = list(names)
+    prefixes = {key.removesuffix(names[0]) for key in state if key.endswith(names[0])}
+    whole = {p for p in prefixes if not p or p.endswith(".")}
+    for prefix in sorted({"backbone."} | whole, key=len):
+        inner = {key[len(prefix) :]: v for key, v in state.items() if key.startswith(prefix)}
+        if inner.keys() & set(names) and (prefix == "backbone." or inner.keys() >= set(names)):
+            return inner
+    return state
+
+
 def _load_state(body: nn.Module, state: dict[str, Tensor], source: str | Path) -> None:
     "Fill the backbone; tensors of a classifier may be there, all others must fit."
     own = body.state_dict()
+    state = _of_backbone(state, own)
     # timm: other layouts and image sizes
     convert = getattr(sys.modules[type(body).__module__], "checkpoint_filter_fn", None)
     state = convert(dict(state), body) if convert else state
