@@ -90,7 +90,7 @@ WRONG_WORDS = {  # what the parser says in its box
     "train --weight much": "Error parsing --weight: could not convert string to float: 'much'",
     "train --checkpoint-every often": "Error parsing --checkpoint-every: invalid literal for int()",
     "train --epochs": "Missing value for argument '--epochs'",
-    "evaluate": "--checkpoint PATH",
+    "evaluate": "checkpoint: expected --checkpoint FILE or --index FILE, got neither.",
     "evaluate --checkpoint a b": "Unrecognized options: b",
 }
 

@@ -60,6 +60,7 @@ def test_the_published_setting_and_the_epoch_are_there():
         "indices_tuple",
         "ref_emb",
         "ref_labels",
+        "further",
     ]
 
 
