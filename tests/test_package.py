@@ -167,6 +167,7 @@ def test_notebooks_follow_the_house_rules(path):
         if cell.cell_type == "code":
             assert not re.search(r"^\s*(from|import) (fastcore|nbdev)\b", cell.source, re.MULTILINE)
             assert not [o for o in cell.outputs if o.output_type == "error"]
+            assert not [o for o in cell.outputs if o.get("name") == "stderr"]  # paths, warnings
             assert not (runs and cell.outputs)
             for output in cell.outputs:
                 assert len(output.get("data", {}).get("image/png", "")) * 3 / 4 < 100_000
