@@ -87,8 +87,10 @@ def test_a_copy_is_a_model_of_its_own(checkpointing):
         lambda state: state,
         lambda state: {f"module._orig_mod.{key}": value for key, value in state.items()},
         lambda state: {"state_dict": {f"model.{k}": v for k, v in state.items()}, "epoch": 3},
-        lambda state: {f"net.encoder.{k}": v for k, v in state.items()}
-        | {"objective.loss.proxies": torch.zeros(3, 16)},
+        lambda state: (
+            {f"net.encoder.{k}": v for k, v in state.items()}
+            | {"objective.loss.proxies": torch.zeros(3, 16)}
+        ),
         lambda state: {k: v for k, v in state.items() if not k.startswith("head.")},
     ],
     ids=["model", "compiled and parallel", "Lightning", "a module with its loss", "without head"],
