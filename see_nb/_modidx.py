@@ -831,6 +831,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                                                                   'see_nb/experiments/why.py'),
                                         'see_nb.experiments.why.forces': ( 'experiments/why_report.html#forces',
                                                                            'see_nb/experiments/why.py'),
+                                        'see_nb.experiments.why.look_at_batches': ( 'experiments/why_report.html#look_at_batches',
+                                                                                    'see_nb/experiments/why.py'),
                                         'see_nb.experiments.why.predicted_shift': ( 'experiments/why_report.html#predicted_shift',
                                                                                     'see_nb/experiments/why.py'),
                                         'see_nb.experiments.why.split_force': ( 'experiments/why_report.html#split_force',

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from ..data.datasets import RetrievalDataset
 from ..data.photos import Photos, test_transform, touched, train_transform
 from ..files import cannot_write, locked
-from ..retrieval.embedding import image_loader, weights_digest
+from ..retrieval.embedding import embedded, image_loader, weights_digest
 from .models import EmbeddingModel
 
 # %% ../../nbs/training/14_features.ipynb #c05
@@ -37,15 +37,16 @@ def frozen_outputs(
     "What comes out of the frozen part, photo by photo and crop by crop, in batches."
     keys = [(i, chance) for i in range(len(dataset)) for chance in range(n_crops)][start:]
     batches = [keys[start : start + batch_size] for start in range(0, len(keys), batch_size)]
-    device, training = next(model.parameters()).device, model.training
     inner = model.stage != "backbone"
-    half = torch.autocast(device.type, torch.bfloat16, enabled=inner and precision == "bf16")
-    model.eval()
-    for x, _ in tqdm(image_loader(dataset, transform, batches), desc="frozen part", delay=2):
-        with half:
-            out = model.before(x.to(device))
+    half = inner and precision == "bf16"
+
+    def before(x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=half):
+            return model.before(x)
+
+    loader = tqdm(image_loader(dataset, transform, batches), desc="frozen part", delay=2)
+    for out, _ in embedded(model, loader, before):
         yield out.to("cpu", torch.float16 if inner else torch.float32).numpy()
-    model.train(training)
 
 # %% ../../nbs/training/14_features.ipynb #c07
 def file_checksum(path: Path) -> str:  # eight hexadecimal digits
