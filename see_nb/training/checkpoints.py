@@ -85,4 +85,4 @@ def fill(
         part.load_state_dict(state)
     except Exception as error:  # each has its own way to say no
         reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise SeeError(f"{source}: its {name} does not fit the recipe ({reason}).") from error
+        raise SeeError(f"{source}: its {name} does not fit ({reason}).") from error

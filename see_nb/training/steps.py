@@ -7,7 +7,7 @@ __all__ = ['ORDER', 'CROPS', 'NETWORK', 'FRAMES', 'CAUSES_OF_NAN', 'seeds_at', '
            'drawn_order', 'ClassBatches', 'gathered', 'Step', 'FirstBroken', 'rate_factors', 'make_optimizer']
 
 # %% ../../nbs/training/04_steps.ipynb #c03
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -114,9 +114,7 @@ class ClassBatches:
                 f"classes, but there are {n_classes}. Use batch_size <= {n_classes * each}."
             )
         if size % world:
-            raise SeeError(
-                f"batch_size: expected a multiple of the {world} processes, got {size}."
-            )
+            raise SeeError(f"batch_size: expected a multiple of the {world} processes, got {size}.")
 
     def __len__(self) -> int:  # steps per epoch
         return max(len(self.labels) // self.recipe.batch_size, 1)
@@ -195,10 +193,11 @@ class FirstBroken:
         if self.first.device.type == "cpu" or step % 50 == 0:
             self.check()
 
-    def check(self, weights: Iterable[Tensor] = (), step: int = 0) -> None:
+    def check(self, weights: Sequence[Tensor] = (), step: int = 0) -> None:
         "A SeeError with step and cause, if anything was ever broken, or if a weight is now."
         broken = [(n, CAUSES_OF_NAN[i]) for i, n in enumerate(self.first.tolist()) if n >= 0]
-        if not broken and not all(weight.detach().isfinite().all() for weight in weights):
+        whole = [weight.detach().isfinite().all() for weight in weights]
+        if not broken and whole and not torch.stack(whole).all():
             broken = [(step, "a weight has become NaN or Inf. Lower learning_rate")]
         if broken:
             step, cause = min(broken)
