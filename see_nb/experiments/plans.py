@@ -19,13 +19,13 @@ import torch.nn.functional as F
 from ..baselines.registry import LOSSES, PAIRS
 from ..data.datasets import data_root
 from ..errors import one_of
-from ..retrieval.embedding import retrieval_metrics
+from ..retrieval.embedding import retrieval_metrics, weights_digest
 from ..training.features import crop_features
 from ..training.recipes import Recipe
 from ..training.results import append_row, machine, read_rows
 from ..training.runs import run_recipes
 from ..training.splits import Splits, weights_file
-from ..training.run import backbone_hash, empty_model
+from ..training.run import empty_model
 
 # %% ../../nbs/experiments/00_plans.ipynb #c05
 QUICK = Recipe(dataset="glyphs", width=8, train_classes=144, epochs=6, validation=0)
@@ -430,7 +430,7 @@ def raw_row(
     facts = {name: getattr(recipe, name) for name in ("dataset", "backbone", "image_size")}
     run = " ".join(["raw", *map(str, facts.values()), *(["validation"] * bool(recipe.validation))])
     row = facts | {"embedding_size": features.shape[1], "split": split, "run": run}
-    row |= {"experiment": experiment, "weights_sha256": backbone_hash(model)}
+    row |= {"experiment": experiment, "weights_sha256": weights_digest(model.backbone)}
     append_row(row | retrieval_metrics(features, photos) | machine(), output, unique="run")
 
 
