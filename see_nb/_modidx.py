@@ -1592,7 +1592,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                      'see_nb.training.run.Run.save': ('training/run.html#run.save', 'see_nb/training/run.py'),
                                      'see_nb.training.run.Run.state': ('training/run.html#run.state', 'see_nb/training/run.py'),
                                      'see_nb.training.run._curriculum': ('training/run.html#_curriculum', 'see_nb/training/run.py'),
-                                     'see_nb.training.run.backbone_hash': ('training/run.html#backbone_hash', 'see_nb/training/run.py'),
                                      'see_nb.training.run.empty_model': ('training/run.html#empty_model', 'see_nb/training/run.py'),
                                      'see_nb.training.run.load_model': ('training/run.html#load_model', 'see_nb/training/run.py'),
                                      'see_nb.training.run.load_run': ('training/run.html#load_run', 'see_nb/training/run.py'),
