@@ -62,13 +62,15 @@ def read_checkpoint(
             wrong = "it holds something else than tensors and plain values"
             state = torch.load(path, map_location="cpu", weights_only=True)
             wrong = what_is_wrong(state)
+    except FileNotFoundError:
+        wrong = "there is no such file"
     except OSError as error:
-        wrong = error.strerror or str(error)
+        wrong = f"it cannot be read ({error.strerror or error})"
     except Exception:  # noqa: BLE001  zipfile and torch raise many kinds for a foreign file
         pass
     if wrong:
         raise SeeError(
-            f"checkpoint: {path} cannot be used: {wrong}. Give another file (`see-nb train` writes "
+            f"checkpoint: {path}: {wrong}. Give another file (`see-nb train` writes "
             "OUTPUT/checkpoint.pt), or train anew."
         )
     return state

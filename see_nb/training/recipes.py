@@ -326,26 +326,26 @@ def misfits_of_see(recipe: StepFields) -> Iterator[str]:
             "encoder_grad, proxy_grad: expected at least one of them, got neither. "
             "Nobody would learn from the synthetics; use see=False (--no-see) instead."
         )
-    if reason := nothing_expanded(recipe):
+    if found := nothing_expanded(recipe):
         yield (
-            f"see: nothing would be expanded {reason}, or see=False (--no-see): this would be the "
-            "loss alone under the name of SEE."
+            f"see: nothing would be expanded {found[0]}, so this would be the loss alone under the "
+            f"name of SEE. Use {found[1]}, or see=False (--no-see)."
         )
 
 
-def nothing_expanded(recipe: StepFields) -> str:  # with the remedy; "" if something may be
-    "Why no source is expanded in any epoch. Whether one reaches a threshold, training shows."
+def nothing_expanded(recipe: StepFields) -> tuple[str, str] | None:  # why, and the remedy
+    "Whether no source is expanded in any epoch. Whether one reaches a threshold, training shows."
     epochs, curriculum = recipe.epochs, recipe.curriculum
     if not recipe.weight:
-        return "at weight 0. Use a weight above 0"
+        return "at weight 0", "a weight above 0"
     if recipe.samples_per_class == 1 and LOSSES[recipe.loss].kind not in (ONE, SEVERAL):
-        return f"around one image of each class with loss {recipe.loss!r}. Use samples_per_class=2"
-    first = curriculum != "constant" and epochs == 1  # the share begins at 0, the threshold at 1
-    none = recipe.threshold == 1 if curriculum == "threshold" else not recipe.fraction
-    if not (first or none):
-        return ""
-    long = f"in {epochs} epoch{'s' if epochs > 1 else ''} with curriculum {curriculum!r}"
-    return f"{long}. Use more epochs, a larger share or a lower threshold"
+        return f"around one image of each class with loss {recipe.loss!r}", "samples_per_class=2"
+    where = f"in {epochs} epoch{'s' if epochs > 1 else ''} with curriculum {curriculum!r}"
+    if curriculum != "constant" and epochs == 1:  # the share begins at 0, the threshold at 1
+        return where, "more epochs or curriculum='constant'"
+    if curriculum == "threshold":
+        return (where, "a threshold below 1") if recipe.threshold == 1 else None
+    return None if recipe.fraction else (where, "a larger fraction")
 
 # %% ../../nbs/training/02_recipes.ipynb #c18
 def recipe_from(
