@@ -6,7 +6,7 @@
 __all__ = ['ABOVE', 'BELOW', 'EQUAL', 'UNEQUAL', 'SHORT', 'CLAIMS', 'PAPER_CLAIMS', 'PREDICTIONS', 'ALL_CLAIMS', 'EFFECT_PARTS',
            'labelled', 'in_points', 'evidence_rows', 'Claim', 'pairs_of', 'differences', 'claim_tests',
            'class_interval', 'tests_table', 'details_table', 'predictions_table', 'counted', 'setting_effects',
-           'pooled_in_words', 'above_raw_in_words']
+           'raw_recall', 'pooled_in_words', 'above_raw_in_words']
 
 # %% ../../nbs/experiments/12_evidence.ipynb #c02
 from collections.abc import Iterator
@@ -447,7 +447,7 @@ def setting_effects(
         return table
     own = rows[rows.experiment.isin(map(experiment_of, EFFECT_PARTS))]
     cells = own.groupby("cell").first()
-    cells = cells.assign(place=cells["where"], raw=[_raw(raw, c) for c in cells.itertuples()])
+    cells = cells.assign(place=cells["where"], raw=[raw_recall(raw, c) for c in cells.itertuples()])
     table = table.join(cells[["dataset", "place", "D", "raw"]], on="where")
     table = table.assign(arm=table.compared.str.removesuffix(" − alone"))
     order = table.dataset.map({name: i for i, name in enumerate(table.dataset.unique())})
@@ -455,7 +455,10 @@ def setting_effects(
     return pd.concat([table, _pooled(table)], ignore_index=True)
 
 
-def _raw(raw: pd.DataFrame, cell) -> float:
+def raw_recall(
+    raw: pd.DataFrame,  # rows of raw features: dataset, image_size (may lack) and recall_at_1
+    cell,  # dataset and image_size, of a row
+) -> float:  # in percent
     "Recall@1 of raw features of the same photos at the same size; NaN where there are none."
     raw = raw.reindex(columns=["dataset", "split", "image_size", "recall_at_1"])
     own = raw[(raw.dataset == cell.dataset) & (raw.split != "validation classes")]
