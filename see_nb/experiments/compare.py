@@ -164,7 +164,7 @@ def compare(
     rows = rows.loc[[recipe.fingerprint for recipe in paired]].reset_index()
     return Comparison(recipes, in_points(rows.assign(arm=[*recipes] * seeds)), margin, seeds)
 
-
+# %% ../../nbs/experiments/03_compare.ipynb #c16
 def _best(recipe: Recipe, run: Callable[[list[Recipe]], pd.DataFrame], budget: int) -> Recipe:
     "With the rates that a search from its own ones finds on validation classes."
     trial = replace(recipe, seed=0, validation=0.2)
@@ -210,7 +210,7 @@ def compare_page(
         parts.append(f"<h2>{title}</h2>{table.to_html(index=False, border=0)}")
     return write_page(path, f"Against {found.first}", "\n".join(parts))
 
-
+# %% ../../nbs/experiments/03_compare.ipynb #c20a
 def rates_table(found: Comparison) -> pd.DataFrame:  # texts
     "What each recipe reaches, with which rates, and what raw features reach."
     table = levels_table(found.rows, ["arm"]).set_index("arm").loc[list(found.recipes)]

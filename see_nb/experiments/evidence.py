@@ -245,7 +245,7 @@ def claim_tests(
     table = table.assign(corrected=holm(table.p))
     return table.assign(verdict=[_verdict(test) for test in table.to_dict("records")])
 
-
+# %% ../../nbs/experiments/12_evidence.ipynb #c09d
 def _tested(claim: Claim, part: Part, group: pd.DataFrame, metric: str) -> dict:
     "One test with its facts."
     points = differences(group, claim, metric)
@@ -359,7 +359,7 @@ def _seeds(test: dict) -> str:
     missing = test["n"] < test["planned"]
     return f"{test['n']} of {test['planned']}" if missing else f"{test['n']}"
 
-
+# %% ../../nbs/experiments/12_evidence.ipynb #c15a
 def details_table(
     tests: pd.DataFrame,  # of `claim_tests`
 ) -> pd.DataFrame:  # texts
@@ -405,7 +405,7 @@ def _came_true(test: dict) -> str:
         return "in sign, below the margin" if sign * test["difference"] >= 0 else "no"
     return {"supported": "yes", "inconclusive": "open"}.get(test["verdict"], "no")
 
-
+# %% ../../nbs/experiments/12_evidence.ipynb #c18a
 def counted(
     tests: pd.DataFrame,  # of `claim_tests`, may be empty
 ) -> str:  # a sentence
@@ -454,7 +454,7 @@ def setting_effects(
     table = table.assign(order=order).sort_values(["order", "place", "D"], kind="stable")
     return pd.concat([table, _pooled(table)], ignore_index=True)
 
-
+# %% ../../nbs/experiments/12_evidence.ipynb #c19f
 def raw_recall(
     raw: pd.DataFrame,  # rows of raw features: dataset, image_size (may lack) and recall_at_1
     cell,  # dataset and image_size, of a row

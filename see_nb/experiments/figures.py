@@ -11,6 +11,7 @@ import base64
 import io
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 import seaborn as sns
 import torch
@@ -90,16 +91,15 @@ def draw_neighbours(
     k: int = 5,  # neighbours of each
 ) -> Image:
     "Each row is a query and its nearest neighbours: green of the same class, orange of another."
-    (found,) = nearest(embeddings[queries], embeddings, k + 1)
-    numbers, frame = [], {}
-    for query, others in zip(queries, found.tolist()):
-        numbers.append(query)
-        for other in [i for i in others if i != query][:k]:
-            same = dataset.labels[other] == dataset.labels[query]
-            frame[len(numbers)] = "C2" if same else "C3"
-            numbers.append(other)
+    (found,) = nearest(embeddings[queries], embeddings, k, own=np.array(queries))
+    rows = np.column_stack([queries, found]).tolist()
+    frame = {
+        row * (k + 1) + rank: "C2" if dataset.labels[other] == dataset.labels[query] else "C3"
+        for row, (query, *others) in enumerate(rows)
+        for rank, other in enumerate(others, 1)
+    }
     set_style()
-    images = torch.stack([dataset.images[i] for i in numbers])
+    images = torch.stack([dataset.images[i] for row in rows for i in row])
     return small_png(contact_sheet(images, k + 1, frame=frame, scale=0.55).figure, dpi=180)
 
 # %% ../../nbs/experiments/05_figures.ipynb #c15
@@ -200,7 +200,7 @@ def forest_plot(
     fig.tight_layout(pad=0.3)
     return fig
 
-
+# %% ../../nbs/experiments/05_figures.ipynb #c19e
 def _draw_effects(ax, effects: pd.DataFrame, lines: list[str], colour, band, text) -> None:
     "Points, intervals and bands of one arm; hollow below raw features, square where pooled."
     y = effects["where"].map(lines.index)

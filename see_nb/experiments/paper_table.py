@@ -202,7 +202,8 @@ def own_block(
     first = own.groupby(["D", "arm"], sort=False).first()
     above = own.groupby(["D", "arm"], sort=False).recall.mean()
     above -= [raw_recall(raw, cell) for cell in first.itertuples()]
-    facts = first[["epochs", "image_size", "frozen"]].assign(above=above.map("{:+.2f}".format))
+    facts = first[["epochs", "image_size", "frozen"]].astype({"epochs": int, "image_size": int})
+    facts = facts.assign(above=above.map("{:+.2f}".format))
     names = {"image_size": "pixels", "frozen": "frozen up to", "above": "above raw features"}
     table = levels_table(own, ["D", "arm"])
     return table.merge(facts.rename(columns=names).reset_index(), on=["D", "arm"])

@@ -21,13 +21,13 @@ import torch.nn.functional as F
 from ..baselines.registry import LOSSES, PAIRS
 from ..data.datasets import data_root
 from ..errors import one_of
-from ..retrieval.embedding import retrieval_metrics
+from ..retrieval.embedding import retrieval_metrics, weights_digest
 from ..training.features import crop_features
 from ..training.recipes import Recipe
 from ..training.results import append_row, machine
 from ..training.runs import run_recipes
 from ..training.splits import Splits, weights_file
-from ..training.run import backbone_hash, empty_model
+from ..training.run import empty_model
 
 # %% ../../nbs/experiments/00_plans.ipynb #c05
 QUICK = Recipe(dataset="glyphs", width=8, train_classes=144, epochs=6, validation=0)
@@ -160,7 +160,7 @@ class Part:
     spread: float = 0.0  # of a paired difference, assumed before the first run; 0: see the rows
     minutes: float = 0.0  # planned, on one core; 0: see the rows
 
-
+# %% ../../nbs/experiments/00_plans.ipynb #c13f
 _BIRDS = {"birds100": FROZEN["birds100"]}
 _SEE = ("alone", AS_PUBLISHED, WITH_ENCODER)
 _CHOICES = (
@@ -213,8 +213,9 @@ _PAPER = Recipe(  # how all runs with the paper's network begin; rates are settl
 GATE = {  # candidates, trained without SEE and looked at on validation classes only
     "stage 4, rate 1e-4": _PAPER,
     "stage 4, rate 3e-4": replace(_PAPER, learning_rate=3e-4),
+    "whole network, rate 1e-4": replace(_PAPER, frozen="", epochs=6, warmup_epochs=1),
 }
-PAPER_BASE = GATE["stage 4, rate 1e-4"]  # what passed the gate
+PAPER_BASE = GATE["stage 4, rate 1e-4"]  # the best of the first two, which carried the runs
 PAPER_SEEDS = {"paper main": 6, "paper few dimensions": 5, "paper cheap": 10}
 _CHEAP = replace(_PAPER, frozen="backbone", epochs=20, batch_size=64)
 
@@ -236,7 +237,7 @@ PAPER = {
     "paper gate": Part(
         "Which baseline is strong within minutes a run?", ("alone",),
         {name: replace(recipe, validation=0.2) for name, recipe in GATE.items()},
-        sizes=(), seeds=1, searched=False, minutes=20),
+        sizes=(), seeds=1, searched=False, minutes=20 + 30),
     "paper main": Part(
         "Does SEE help the paper's network?", _PAPER_ARMS, **_BASE, sizes=(512,),
         seeds=PAPER_SEEDS["paper main"], spread=0.36, minutes=_MINUTES * PAPER_SEEDS["paper main"]),
@@ -293,7 +294,7 @@ def part_runs(
                 runs += [replace(recipe, **SETTINGS[label], **more) for more in extra]
     return runs
 
-
+# %% ../../nbs/experiments/00_plans.ipynb #c14a
 def with_rates(
     recipe: Recipe,
     rates: pd.DataFrame,  # of `best_rates`
@@ -353,11 +354,14 @@ def raw_row(
     facts = {name: getattr(recipe, name) for name in ("dataset", "backbone", "image_size")}
     run = " ".join(["raw", *map(str, facts.values()), *(["validation"] * bool(recipe.validation))])
     facts |= {"split": "validation classes" if recipe.validation else "test classes", "run": run}
-    facts |= {"embedding_size": features.shape[1], "weights_sha256": backbone_hash(model)}
+    facts |= {"embedding_size": features.shape[1], "weights_sha256": weights_digest(model.backbone)}
     metrics = retrieval_metrics(features, photos)
     append_row(facts | {"experiment": experiment} | metrics | machine(), output, unique="run")
 
 # %% ../../nbs/experiments/00_plans.ipynb #c15e
+_TRAINED_PART = {"": "whole network", "layer3": "stage 4", "backbone": "head"}  # by what is frozen
+
+
 def gate_table(
     rows: pd.DataFrame,  # of the file of the paper's runs, may be none
 ) -> pd.DataFrame:  # a row per candidate: Recall@1 on validation classes, above raw in points
@@ -369,11 +373,13 @@ def gate_table(
     table = []
     for row in rows[rows.experiment == "paper gate"].to_dict("records"):
         recalls = [100 * epoch["recall_at_1"] for epoch in row["history"] if "recall_at_1" in epoch]
-        names = ("image_size", "frozen", "epochs", "learning_rate", "proxy_rate", "seed")
-        found = {"last": recalls[-1], "best": max(recalls), "minutes": row["seconds"] / 60}
-        found["above raw"] = recalls[-1] - raw.get(row["image_size"], float("nan"))
-        table.append({name: row[name] for name in names} | found)
-    return pd.DataFrame(table)
+        found = {"trained": _TRAINED_PART.get(row["frozen"], row["frozen"])}
+        found |= {name: int(row[name]) for name in ("image_size", "epochs", "seed")}
+        found |= {name: row[name] for name in ("learning_rate", "proxy_rate")}
+        found |= {"raw": raw.get(row["image_size"], float("nan")), "best": max(recalls)}
+        found |= {"last": recalls[-1], "above raw": recalls[-1] - found["raw"]}
+        table.append(found | {"minutes": row["seconds"] / 60})
+    return pd.DataFrame(table).rename(columns=lambda name: name.replace("_", " "))
 
 
 def gate_in_words(

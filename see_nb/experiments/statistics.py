@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['VERDICTS', 'summarise', 'paired_difference', 'paired_test', 'with_interval', 'holm', 'smallest_effect', 'equivalence',
-           'paired_effect', 'verdict', 'random_effects', 'over_seeds_and_classes', 'levels_table', 'in_percent',
-           'comparison_table']
+           'paired_effect', 'verdict', 'random_effects', 'over_seeds_and_classes', 'levels_table', 'in_percent']
 
 # %% ../../nbs/experiments/01_statistics.ipynb #c02
 import numpy as np
@@ -100,7 +99,7 @@ def equivalence(
         stats.t.cdf((difference - margin) / se, n - 1),
     )
 
-
+# %% ../../nbs/experiments/01_statistics.ipynb #c14a
 def paired_effect(
     differences: pd.Series,  # one per seed
     margin: float,  # differences below it do not matter; NaN: none is set
@@ -187,30 +186,3 @@ def in_percent(mean: float, std: float, n: int, digits: int = 2) -> str:
     "Mean ± standard deviation (n); empty for none, and one has no spread."
     spread = f" ± {std:.{digits}f}" if n > 1 else ""
     return f"{mean:.{digits}f}{spread} ({n:.0f})" if n else ""
-
-# %% ../../nbs/experiments/01_statistics.ipynb #c20
-def comparison_table(
-    rows: pd.DataFrame,  # one row per run
-    by: list[str],  # columns that make a block, for instance dataset and embedding_size
-    metric: str,  # a column of shares in [0, 1]
-    baseline: str,  # the method that the others are compared with
-) -> pd.DataFrame:  # texts, one row per block and method
-    "Mean ± standard deviation (n), and the paired difference ± standard error (p), in percent."
-    table = summarise(rows, [*by, "method"], metric)
-    table = table.merge(
-        paired_difference(rows, by, metric, baseline),
-        how="left",
-        on=[*by, "method"],
-        suffixes=("", "_pairs"),
-    )
-    spread = [
-        f"{m:.1%} ± {s:.1%} ({n})" if n > 1 else f"{m:.1%} (1)"
-        for m, s, n in zip(table["mean"], table["std"], table["n"])
-    ]
-    against = [
-        "" if pd.isna(d) else f"{100 * d:+.1f} ± {100 * se:.1f} (p {p:.2g}, n {pairs:.0f})"
-        for d, se, p, pairs in zip(table.difference, table.se, table.p, table.n_pairs)
-    ]
-    return table[[*by, "method"]].assign(
-        **{f"{metric}: mean ± std (n)": spread, f"against {baseline}, points": against}
-    )

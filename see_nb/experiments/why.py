@@ -179,7 +179,7 @@ def watch_batches(
 
     return watch
 
-
+# %% ../../nbs/experiments/11_why.ipynb #c19a
 def step_watch(
     recipe: Recipe,
 ) -> Callable[..., dict[str, float]]:  # a `watch` of `train`
