@@ -374,12 +374,13 @@ def gate_table(
     for row in rows[rows.experiment == "paper gate"].to_dict("records"):
         recalls = [100 * epoch["recall_at_1"] for epoch in row["history"] if "recall_at_1" in epoch]
         found = {"trained": _TRAINED_PART.get(row["frozen"], row["frozen"])}
-        found |= {name: int(row[name]) for name in ("image_size", "epochs", "seed")}
-        found |= {name: row[name] for name in ("learning_rate", "proxy_rate")}
+        names = ("image_size", "epochs", "learning_rate", "proxy_rate", "seed")
+        found |= {name: row[name] for name in names}
         found |= {"raw": raw.get(row["image_size"], float("nan")), "best": max(recalls)}
         found |= {"last": recalls[-1], "above raw": recalls[-1] - found["raw"]}
         table.append(found | {"minutes": row["seconds"] / 60})
-    return pd.DataFrame(table).rename(columns=lambda name: name.replace("_", " "))
+    table = pd.DataFrame(table).convert_dtypes()  # counts are whole numbers
+    return table.rename(columns=lambda name: name.replace("_", " "))
 
 
 def gate_in_words(
