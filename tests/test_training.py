@@ -24,7 +24,6 @@ from torch import nn
 from see_nb.baselines.registry import EXPANSIONS, LOSSES
 from see_nb.data.datasets import data_root, dataset_states, load_dataset
 from see_nb.errors import SeeError
-from see_nb.experiments.statistics import comparison_table
 from see_nb.retrieval.embedding import embed, evaluate
 from see_nb.training.checkpoints import read_checkpoint
 from see_nb.training.models import create_model
@@ -164,20 +163,6 @@ def test_a_row_is_whole(tiny, tmp_path):
     hits = hits_of(row)
     assert [len(part) for part in hits] == load_split(run.recipe).labels.bincount().tolist()
     assert sum(part.sum() for part in hits) / row.n_test == row.recall_at_1
-
-
-def test_tables_are_what_pandas_makes_of_the_rows(root):
-    rows = read_rows(root / "nbs" / "experiments" / "results" / "evidence.jsonl")
-    assert not rows.duplicated("run").any()
-    rows = rows[rows.experiment == "evidence methods"]
-    table = comparison_table(rows, ["dataset"], "recall_at_1", "Proxy-Anchor")
-    table = table.set_index(["dataset", "method"])
-    wide = rows.pivot_table(index=["dataset", "seed"], columns="method", values="recall_at_1")
-    for dataset, cell in wide.groupby(level=0):
-        for method in cell:
-            column = cell[method].dropna()
-            text = table.loc[(dataset, method)].iloc[0]
-            assert text == f"{column.mean():.1%} ± {column.std():.1%} ({len(column)})"
 
 
 # Kills, full disks, NaN
