@@ -47,7 +47,7 @@ from .models import EmbeddingModel, Rest
 from .proxies import proxy_similarity
 from .recipes import Recipe, recipe_from
 from .results import append_row, check_writable, machine, pack_hits, row_line
-from .run import Run, empty_model, first_model, make_objective
+from .run import Run, first_model, make_objective
 from .splits import Splits
 from .steps import ClassBatches, FirstBroken, Step, make_optimizer, seed_step
 
