@@ -7,6 +7,7 @@ __all__ = ['cone_slider', 'draw_space', 'draw_spaces', 'draw_neighbours']
 
 # %% ../../nbs/experiments/10_interactive.ipynb #c02
 import matplotlib.pyplot as plt
+import numpy as np
 import torch
 from IPython.display import HTML, Image
 from torch import Tensor
@@ -103,10 +104,8 @@ def draw_neighbours(
     k: int = 5,  # neighbours of each
 ) -> Image:
     "Each row is a query and its nearest neighbours: green of the same class, orange of another."
-    (found,) = nearest(embeddings[queries], embeddings, k + 1)
-    rows = [
-        [q, *[i for i in ids if i != q][:k]] for q, ids in zip(queries, found.tolist(), strict=True)
-    ]
+    (found,) = nearest(embeddings[queries], embeddings, k, own=np.array(queries))
+    rows = np.column_stack([queries, found]).tolist()
     numbers = [i for row in rows for i in row]
     frame = {
         place: "C2" if dataset.labels[i] == dataset.labels[rows[place // (k + 1)][0]] else "C3"
