@@ -1542,7 +1542,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                      'see_nb.training.run.Run.of_state': ('training/run.html#run.of_state', 'see_nb/training/run.py'),
                                      'see_nb.training.run.Run.save': ('training/run.html#run.save', 'see_nb/training/run.py'),
                                      'see_nb.training.run.Run.state': ('training/run.html#run.state', 'see_nb/training/run.py'),
-                                     'see_nb.training.run._curriculum': ('training/run.html#_curriculum', 'see_nb/training/run.py'),
                                      'see_nb.training.run.empty_model': ('training/run.html#empty_model', 'see_nb/training/run.py'),
                                      'see_nb.training.run.first_model': ('training/run.html#first_model', 'see_nb/training/run.py'),
                                      'see_nb.training.run.load_model': ('training/run.html#load_model', 'see_nb/training/run.py'),
@@ -1686,7 +1685,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                           'see_nb.training.training.train': ('training/training.html#train', 'see_nb/training/training.py'),
                                           'see_nb.training.training.training_facts': ( 'training/training.html#training_facts',
                                                                                        'see_nb/training/training.py'),
-                                          'see_nb.training.training.warn_of': ( 'training/training.html#warn_of',
-                                                                                'see_nb/training/training.py'),
+                                          'see_nb.training.training.warn_of_copies': ( 'training/training.html#warn_of_copies',
+                                                                                       'see_nb/training/training.py'),
                                           'see_nb.training.training.without_copies': ( 'training/training.html#without_copies',
                                                                                        'see_nb/training/training.py')}}}
