@@ -23,7 +23,7 @@ from see_nb.baselines.registry import (
     build_loss,
     build_miner,
 )
-from see_nb.method.synthetics import asking
+from see_nb.baselines.mining import asking
 
 C, D = 4, 8
 

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from see_nb.baselines.mining import Mined
 from see_nb.baselines.registry import EXPANSIONS, LOSSES, build_expansion, build_loss, build_miner
 from see_nb.method.see_loss import SEELoss
-from see_nb.method.synthetics import asking
+from see_nb.baselines.mining import asking
 
 C, D, N_FEATURES = 6, 16, 20
 GPU = torch.device("cuda:0")

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .augmentations import draw_partners
+from .mining import TrainingHooks
 from ..errors import SeeError
 from ..method.expansion import full_precision
 from ..method.synthetics import Batch, Expansion
@@ -32,7 +33,7 @@ def as_constant(module: nn.Module, x: Tensor) -> Tensor:
     return torch.func.functional_call(module, constants, (x,))
 
 
-class Generator(Expansion):
+class Generator(TrainingHooks, Expansion):
     "What DAML and HDML share: the features they take, and the loss of their own."
 
     asks = ("features",)

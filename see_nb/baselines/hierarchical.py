@@ -16,7 +16,7 @@ from scipy.spatial.distance import squareform
 from torch import Tensor
 
 from ..errors import SeeError
-from ..method.synthetics import TrainingHooks
+from .mining import TrainingHooks
 
 # %% ../../nbs/baselines/07_hierarchical.ipynb #c07
 def class_distances(

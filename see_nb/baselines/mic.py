@@ -13,7 +13,7 @@ from sklearn.cluster import KMeans
 from torch import Tensor, nn
 
 from ..errors import SeeError
-from ..method.synthetics import TrainingHooks
+from .mining import TrainingHooks
 
 # %% ../../nbs/baselines/10_mic.ipynb #c06
 def class_means(

@@ -22,6 +22,7 @@ from pydantic.dataclasses import dataclass
 
 from ..baselines.registry import EXPANSIONS, LOSSES, ONE, SEVERAL
 from ..errors import SeeError, near, one_of
+from ..method.curriculum import cosine_progress
 
 # %% ../../nbs/training/02_recipes.ipynb #c06
 CHECKED = {"frozen": True, "config": ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)}
@@ -353,8 +354,8 @@ def nothing_expanded(recipe: StepFields) -> str:  # with the remedy; "" if somet
         return "at weight 0. Use a weight above 0"
     if recipe.samples_per_class == 1 and LOSSES[recipe.loss].kind not in (ONE, SEVERAL):
         return f"around one image of each class with loss {recipe.loss!r}. Use samples_per_class=2"
-    last = min(recipe.epochs, 200)  # the share rises from 0, the threshold falls from 1
-    progress = (1 - math.cos(math.pi * min(recipe.epochs - 1, last) / last)) / 2
+    # the share rises from 0, the threshold falls from 1
+    progress = cosine_progress(recipe.epochs - 1, min(recipe.epochs, 200))
     share = recipe.fraction * (1 if recipe.curriculum == "constant" else progress)
     if recipe.curriculum == "threshold":
         share = recipe.epochs > 1 and recipe.threshold < 1

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..errors import SeeError
 from ..method.see_loss import SEELoss
-from ..method.synthetics import asking
+from ..baselines.mining import asking
 from .recipes import Recipe
 
 # %% ../../nbs/training/04_steps.ipynb #c06
