@@ -273,8 +273,8 @@ class LossOfSynthetics:
     labels: Tensor  # (B,)
 
     @cached_property
-    def anchors(self) -> Tensor | None:  # unit rows, (B, D); none beside proxies
-        return None if self.see.place == "own" else F.normalize(self.embeddings, dim=-1)
+    def anchors(self) -> Tensor:  # unit rows, (B, D)
+        return F.normalize(self.embeddings, dim=-1)
 
     @property
     def of_plain(self) -> dict:
@@ -290,9 +290,11 @@ class LossOfSynthetics:
         # a graph that is compiled cannot hold a copy: such a loss must not remember
         compiled = torch.compiler.is_compiling() and see.proxy_grad
         loss = inner if compiled else shared_copy(inner, see.proxy_grad)
-        batch = self.anchors, self.labels, rows, labels
+        anchors = None if see.place == "own" else self.anchors
         miner = shared_copy(alone(see.miner or own_miner(see.loss)))
-        output = second_term(see.place, loss, *batch, miner, see.expansion.negatives_only)
+        output = second_term(
+            see.place, loss, anchors, self.labels, rows, labels, miner, see.expansion.negatives_only
+        )
         return split_output(output, loss)[0]
 
 
