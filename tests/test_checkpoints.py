@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import nn
 
+from see_nb.baselines.mining import TrainingHooks
 from see_nb.data.datasets import RetrievalDataset
 from see_nb.errors import SeeError
-from see_nb.baselines.mining import TrainingHooks
 from see_nb.training import splits
 from see_nb.training.checkpoints import FORMAT, read_checkpoint, save_checkpoint
 from see_nb.training.recipes import Recipe

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PLACES', 'ADAPTERS', 'batch_means', 'nearest_proxy', 'Adapter', 'adapter_of', 'layers', 'unwrapped', 'place_of',
-           'find_proxies', 'n_classes_of', 'second_term', 'shared_copy', 'LossOfSynthetics', 'split_output',
-           'own_miner', 'alone', 'shared_processes', 'rows_of_all']
+           'find_proxies', 'n_classes_of', 'class_proxies', 'second_term', 'shared_copy', 'LossOfSynthetics',
+           'split_output', 'own_miner', 'alone', 'shared_processes', 'rows_of_all']
 
 # %% ../../nbs/method/05_adapters.ipynb #c03
 import copy
@@ -202,6 +202,17 @@ def n_classes_of(
     if isinstance(loss, losses.MarginLoss):
         return len(loss.beta) if len(loss.beta) > 1 else 0
     return getattr(loss, "num_classes", None) or 0
+
+
+def class_proxies(
+    loss: nn.Module,  # with one proxy per class, inside wrappers or not
+) -> Tensor:  # (C, D), not normalised, with gradient
+    "The proxies of a loss that has one per class; a SeeError for any other."
+    inner = unwrapped(loss)
+    proxies = find_proxies(inner)
+    fits = proxies is not None and proxies.shape[1] == 1
+    check_that(fits, "loss", type(inner).__name__, "one proxy per class, as in ProxyAnchorLoss")
+    return proxies.squeeze(1)
 
 # %% ../../nbs/method/05_adapters.ipynb #c31
 def second_term(

@@ -80,6 +80,9 @@ class OfFunction(Expansion):
     def synthetics(self, batch: Batch, centers: Tensor, k: int) -> Tensor:
         return self.function(batch.sources, centers, k, generator=batch.generator)
 
+    def extra_repr(self) -> str:
+        return getattr(self.function, "__name__", "")
+
 
 class ClosedForm(Expansion):
     "The mean that drawn synthetics would have, by formula: nothing is made."

@@ -273,18 +273,15 @@ def calibrate(
 def neighbours(
     embeddings: Tensor,  # unit rows, (N, D)
     gallery: Tensor | None = None,  # unit rows; None: the embeddings themselves
-    n_queries: int = 8,
+    n_queries: int = 8,  # at most 2048
     k: int = 6,  # neighbours each
 ) -> dict[str, list[int]]:  # query number -> image numbers
     "The k nearest images of some fixed queries, themselves left out."
     fixed = torch.Generator().manual_seed(0)
     queries = torch.randperm(len(embeddings), generator=fixed)[:n_queries]
-    searched = embeddings if gallery is None else gallery
-    (ranking,) = nearest(embeddings[queries], searched, min(k + 1, len(searched)))
-    return {
-        str(q): [n for n in found if gallery is not None or n != q][:k]
-        for q, found in zip(queries.tolist(), ranking.tolist())
-    }
+    others = (embeddings, queries.numpy()) if gallery is None else (gallery, None)
+    (ranking,) = nearest(embeddings[queries], others[0], k, own=others[1])
+    return dict(zip(map(str, queries.tolist()), ranking.tolist()))
 
 # %% ../../nbs/retrieval/02_embedding.ipynb #c21
 def weights_digest(
@@ -293,7 +290,7 @@ def weights_digest(
 ) -> str:  # 64 hexadecimal characters
     "A hash of all weights and buffers of a module: equal hashes, equal outputs."
     module = getattr(module, "_orig_mod", module)  # of a compiled one
-    digest = hashlib.sha256(repr(others).encode())
+    digest = hashlib.sha256(repr(others).encode() if others else b"")
     for name, tensor in module.state_dict().items():
         digest.update(name.encode() + tensor.cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

@@ -65,6 +65,7 @@ def nearest(
     gallery: Tensor | None = None,  # unit embeddings, (G, D); None: each query among the others
     k: int = 1,  # neighbours per query; at most as many as there are
     chunk: int = 2048,  # queries searched at once, bounds the memory
+    own: np.ndarray | None = None,  # place of each query in the gallery, left out of its ranking
 ) -> Iterator[np.ndarray]:  # indices into the gallery, nearest first, (chunk, min(k, available))
     "Exact nearest neighbours by inner product, a chunk of queries at a time."
     queries = unit_rows(query, "query")
@@ -76,7 +77,8 @@ def nearest(
             f"gallery: expected the query's embedding size {queries.shape[1]}, got "
             f"{items.shape[1]}."
         )
-    alone = gallery is None
+    own = np.arange(len(queries)) if gallery is None else own
+    alone = own is not None
     if len(items) - alone < 1:
         raise SeeError(f"gallery: expected at least one item besides the query, got {len(items)}.")
     index = faiss.IndexFlatIP(items.shape[1])
@@ -85,9 +87,9 @@ def nearest(
     for start in range(0, len(queries), chunk):
         found = search_in_order(index, items, queries[start : start + chunk], width)
         if alone:
-            own = found == np.arange(start, start + len(found))[:, None]
-            own[~own.any(1), -1] = True
-            found = found[~own].reshape(len(found), width - 1)
+            itself = found == own[start : start + len(found), None]
+            itself[~itself.any(1), -1] = True  # beyond its exact copies
+            found = found[~itself].reshape(len(found), width - 1)
         yield found
 
 # %% ../../nbs/retrieval/01_metrics.ipynb #c15

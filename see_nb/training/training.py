@@ -39,6 +39,7 @@ from see_nb.retrieval.embedding import (
     image_loader,
     neighbours,
     retrieval_metrics,
+    weights_digest,
 )
 from ..retrieval.metrics import nearest
 from .checkpoints import fill, read_checkpoint, save_checkpoint
@@ -46,7 +47,7 @@ from .models import EmbeddingModel, Rest
 from .proxies import proxy_similarity
 from .recipes import Recipe, recipe_from
 from .results import append_row, check_writable, machine, pack_hits, row_line
-from .run import Run, backbone_hash, empty_model, make_objective
+from .run import Run, empty_model, make_objective
 from .splits import Splits, weights_file
 from see_nb.training.steps import (
     ClassBatches,
@@ -532,7 +533,7 @@ def _first_model(
     start = {"pretrained": recipe.pretrained, "weights": weights_file(recipe, home)}
     model = empty_model(recipe, channels, checkpointing=checkpointing, **start)
     published = recipe.weights or (recipe.pretrained and recipe.backbone != "conv4")
-    return model, backbone_hash(model) if published else ""
+    return model, weights_digest(model.backbone) if published else ""
 
 # %% ../../nbs/training/09_training.ipynb #c21
 def train(
