@@ -14,13 +14,12 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from see_nb.baselines.mining import Mined
+from see_nb.baselines.mining import Mined, asking
 from see_nb.baselines.registry import EXPANSIONS, LOSSES, build_expansion, build_loss, build_miner
 from see_nb.data.datasets import RetrievalDataset
 from see_nb.experiments.gpu import all_checks, check_table, gpu_evidence, whole_table
 from see_nb.method import expansion, see_loss
 from see_nb.method.see_loss import SEELoss
-from see_nb.method.synthetics import asking
 from see_nb.retrieval.embedding import evaluate
 from see_nb.training.recipes import Recipe
 from see_nb.training.results import read_rows

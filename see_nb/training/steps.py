@@ -18,7 +18,7 @@ from torch.distributed.nn.functional import all_gather
 
 from ..errors import SeeError
 from ..method.see_loss import SEELoss
-from ..method.synthetics import asking
+from ..baselines.mining import asking
 from .recipes import Recipe
 
 # %% ../../nbs/training/04_steps.ipynb #c06

@@ -33,7 +33,7 @@ from ..data.datasets import RetrievalDataset, data_root, leave_out
 from ..data.photos import Photos, train_transform
 from ..errors import SeeError
 from ..files import claimed, expanded
-from ..method.synthetics import asking
+from ..baselines.mining import asking
 from see_nb.retrieval.embedding import (
     embed,
     evaluate,
