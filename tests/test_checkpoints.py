@@ -11,12 +11,7 @@ from torch import nn
 from see_nb.baselines.mining import TrainingHooks
 from see_nb.data.datasets import RetrievalDataset
 from see_nb.errors import SeeError
-<<<<<<< HEAD
-from see_nb.method.synthetics import TrainingHooks
 from see_nb.training import training
-=======
-from see_nb.training import splits
->>>>>>> main
 from see_nb.training.checkpoints import FORMAT, read_checkpoint, save_checkpoint
 from see_nb.training.recipes import Recipe
 from see_nb.training.results import read_rows
