@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ..errors import SeeError, near, one_of
+from ..errors import SeeError, check_that, near, one_of
 from .checkpoints import fill
 
 # %% ../../nbs/training/01_models.ipynb #c06
@@ -330,15 +330,11 @@ def create_model(
     frozen: str = "",  # up to which child the backbone stays as it is; "backbone": all of it
 ) -> EmbeddingModel:  # images (B, channels, H, W) -> unit embeddings (B, D)
     "A backbone with the head of the recipes."
-    if embedding_size < 1:
-        raise SeeError(f"embedding_size: expected at least 1, got {embedding_size}.")
-    if image_size is not None and image_size < 16:
-        raise SeeError(f"image_size: expected at least 16 pixels, got {image_size}.")
-    if backbone != "conv4" and channels not in (1, 3):
-        raise SeeError(
-            f"channels: {backbone} takes images of 1 or 3 channels, got {channels}. conv4 takes "
-            "any number."
-        )
+    check_that(embedding_size >= 1, "embedding_size", embedding_size, "at least 1")
+    large = image_size is None or image_size >= 16
+    check_that(large, "image_size", image_size, "at least 16 pixels")
+    fits = backbone == "conv4" or channels in (1, 3)
+    check_that(fits, "channels", channels, f"1 or 3 for {backbone}", "conv4 takes any number.")
     facts = {"channels": channels, "image_size": image_size, "stage": frozen}
     if backbone == "conv4":
         body, n_features = conv4(width, channels), 8 * width
