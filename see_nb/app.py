@@ -20,8 +20,9 @@ from urllib.parse import urlsplit
 from .data.photos import printable
 from .errors import SeeError, needs, one_of
 from .files import expanded
-from .retrieval.index import Found, Index
-from .retrieval.pages import NOT_HERE, STRIP_STYLE, neighbour_strip, photo_uri
+from .retrieval.index import Index
+from .retrieval.pages import STRIP_STYLE, neighbour_strip, photo_uri
+from .retrieval.search import NOT_HERE, Found
 from .training.export import index_with_model
 
 # %% ../nbs/app.ipynb #c05
@@ -53,7 +54,7 @@ class Catalogue:
     def _open(self, name: str) -> Index:
         "An index with its model."
         one_of("index", name, self.indices)
-        source = Index.load(self.indices[name]).source
+        source = Index.load(self.indices[name]).stored.source
         if os.path.exists(source) and not self.inside(source):
             raise SeeError(
                 f"index: the model of {name}, {source}, lies outside of the folders given. Give "
@@ -131,7 +132,7 @@ def search_page(
             strip = neighbour_strip("", own, neighbours, 480, refused=catalogue.refused)
             warning = f'<p role="alert">{NOT_HERE}</p>' if found.unknown()[0] else ""
             index = catalogue.open(name)
-            note = escape(f"{len(index):,} photos, model {index.made_by[:8]}")
+            note = escape(f"{len(index):,} photos, model {index.stored.made_by[:8]}")
             parts.append(f"<h2>{escape(name)}</h2>{asked}{warning}{strip}<p>{note}</p>")
         return parts
     except SeeError as error:

@@ -492,7 +492,7 @@ class MakeIndex(Command):
     embeddings: Path | None = None
 
     def run(self) -> None:
-        from see_nb.retrieval.index import refuse_export
+        from see_nb.retrieval.index import export_rows, refuse_export
 
         if self.embeddings:
             refuse_export(expanded(self.embeddings))
@@ -505,12 +505,13 @@ class MakeIndex(Command):
             print(index.make_faster(self.factory))
         print(f"The index is at {self.output}: {index}")
         if self.embeddings:
-            index.export(self.embeddings)
+            export_rows(index, self.embeddings)
             print(f"The embeddings are at {self.embeddings}")
 
     def opened(self, output: Path):
         "The index that is there, or a new one."
-        from see_nb.retrieval.index import Index, list_photos
+        from see_nb.retrieval.changes import list_photos
+        from see_nb.retrieval.index import Index
         from see_nb.training.export import index_with_model, open_model
 
         if output.exists() and (self.add or not (self.checkpoint or self.backbone)):
@@ -523,11 +524,13 @@ class MakeIndex(Command):
         if not output.exists():
             list_photos(self.photos)  # what is wrong with them is said before the model is read
         model, source = open_model(self.weights or self.checkpoint or "", self.backbone)
-        return Index.open(output, model, source=source, backbone=self.backbone)
+        return Index.build(model, path=output, source=source, backbone=self.backbone)
 
     def take_in(self, index) -> None:
         "Embed what is new."
-        if not self.add and not index.holds(self.photos):
+        from see_nb.retrieval.changes import holds
+
+        if not self.add and not holds(index.stored.folders().values(), self.photos):
             raise SeeError(
                 f"output: {self.output} is there, with other photos. Add to it with --add, or "
                 "name another."
@@ -564,7 +567,8 @@ class Search(Command):
     checkpoint: Path | None = None
 
     def run(self) -> None:
-        from see_nb.retrieval.pages import results_page, show_found
+        from see_nb.retrieval.pages import write_page
+        from see_nb.retrieval.search import found_as_json, found_as_text
         from see_nb.training.export import index_with_model
 
         if not self.photos:
@@ -574,9 +578,9 @@ class Search(Command):
         index = index_with_model(self.index, self.checkpoint)
         found = index.search(self.photos, self.k, labels=self.classes)
         show_left_out(found.damaged)
-        print(found.to_json() if self.json else show_found(found))
+        print(found_as_json(found) if self.json else found_as_text(found))
         if self.html:
-            page = results_page(found, self.html)
+            page = write_page(self.html, "Nearest photos", found.to_html())
             print(f"The page is at {page}", file=sys.stderr if self.json else sys.stdout)
 
 # %% ../nbs/cli.ipynb #c18

@@ -242,12 +242,11 @@ def test_many_photos_do_not_go_to_the_browser(folder, tmp_path):
 
     index = index_with_model(folder / "random.index")
     shutil.copy(folder / "random.pt", tmp_path / "random.pt")
-    index.save(tmp_path / "many.index")
+    shutil.copy(folder / "random.index", tmp_path / "many.index")
     stored = Rows(tmp_path / "many.index")
-    row = index.photos.digest[0]
+    seen = ["c", 1, 1, 1, index.photos.digest[0]]
     with stored.transaction():
-        photos = [(f"holiday {i:06d}.jpg", "c", [1, 1, 1, row]) for i in range(50_000)]
-        stored.put(stored.place(str(folder / "photos")), photos)
-        stored.note(source=str(tmp_path / "random.pt"), source_from_index="random.pt")
+        stored.put_photos({(str(folder), f"holiday {i:06d}.jpg"): seen for i in range(50_000)})
+        stored.remember(str(tmp_path / "random.pt"))
     page = make_page(Catalogue([tmp_path]))
     assert len(json.dumps(page.get_config_file(), default=str)) < 200_000

@@ -72,7 +72,7 @@ def test_all_ways_out_give_the_same_embeddings(trained, tmp_path, capsys):
     assert sorted(p.name for p in folder.iterdir()) == ["README.md", "config.json",
                                                         "model.safetensors"]  # fmt: skip
     index = Index.build(open_model(folder)[0], trained.parent / "photos", path=tmp_path / "index")
-    assert Index.load(tmp_path / "index", model).made_by == index.made_by  # one and the same model
+    assert Index.load(tmp_path / "index", model).stored.made_by == index.stored.made_by  # one and the same model
 
 
 def test_a_graph_that_differs_is_not_written(tmp_path, monkeypatch):
@@ -170,7 +170,7 @@ def test_an_index_without_a_training(trained, tmp_path, capsys, monkeypatch):
     assert "recall_at_1" in said and "Not in the catalogue: below a cosine of" in said
     assert "Worst searches" in report.read_text() and (tmp_path / "page-classes.csv").exists()
     index = index_with_model(output)
-    index.threshold = 1.1  # nothing is as like as that
+    index.stored.note(threshold=1.1)  # nothing is as like as that
     assert index.search(photo, 1).unknown().all()
     assert main(["search", photo, "--index", str(output), "-k", "1"]) == 0
     assert "Probably not in the catalogue" in capsys.readouterr().out

@@ -338,21 +338,21 @@ def index_with_model(
 ) -> Index:
     "An index, ready to take photos; where its model was found is noted."
     index = Index.load(path)
-    noted = index.source
-    if checkpoint or os.path.exists(noted) or (index.backbone and not noted):
-        model, source = open_model(checkpoint or noted, index.backbone, index.image_size)
+    noted = index.stored.source
+    if checkpoint or os.path.exists(noted) or (index.stored.backbone and not noted):
+        model, source = open_model(checkpoint or noted, index.stored.backbone, index.stored.image_size)
         index.use(model)
         if source != noted:
-            index.remember(source, index.backbone)
+            index.stored.remember(source, index.stored.backbone)
         return index
-    for place in sorted(index.path.parent.rglob(os.path.basename(noted) or "checkpoint.pt")):
+    for place in sorted(index.stored.path.parent.rglob(os.path.basename(noted) or "checkpoint.pt")):
         with suppress(SeeError):  # another model of that name
-            model, source = open_model(place, index.backbone, index.image_size)
-            index.use(model).remember(source, index.backbone)
+            model, source = open_model(place, index.stored.backbone, index.stored.image_size)
+            index.use(model).stored.remember(source, index.stored.backbone)
             return index
     raise SeeError(
         f"checkpoint: the model of {path} is not at {noted or 'any noted place'}, nor below "
-        f"{index.path.parent}. Give it with --checkpoint; it is known again by its hash."
+        f"{index.stored.path.parent}. Give it with --checkpoint; it is known again by its hash."
     )
 
 # %% ../../nbs/training/12_export.ipynb #c19

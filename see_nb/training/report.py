@@ -229,8 +229,8 @@ def report_index(
     rows = torch.from_numpy(index.embeddings[(index.photos.label != "").to_numpy()])
     metrics = retrieval_metrics(rows, dataset)
     known = calibrate(rows, dataset.labels)
-    index.threshold = known.cosine
-    model, folder = index.backbone or "a trained model", index.path.parent if index.path else "."
+    index.stored.note(threshold=repr(known.cosine))
+    model, folder = index.stored.backbone or "a trained model", index.stored.path and index.stored.path.parent or "."
     how = f"{model}: {len(rows):,} photos of {len(dataset.classes)} classes."
     parts = {"Recall@K": f"<p>{escape(how)}</p>{_measures(metrics)}<p>{escape(str(known))}</p>"}
     after = f"<pre>{escape(f'see-nb app {folder}')}</pre>"
