@@ -30,48 +30,27 @@ if TYPE_CHECKING:
 # %% ../nbs/front_door.ipynb #c03
 __version__ = "0.1.0"
 
-_HOME = {  # name -> the module it comes from
-    "ExpansionSchedule": "method.curriculum",
-    "HubModel": "training.export",
-    "Index": "retrieval.index",
-    "Recipe": "training.recipes",
-    "SEELoss": "method.see_loss",
-    "SeeError": "errors",
-    "ThresholdSchedule": "method.curriculum",
-    "create_model": "training.models",
-    "embed": "retrieval.embedding",
-    "evaluate": "retrieval.embedding",
-    "expand": "method.expansion",
-    "expand_reference": "method.expansion",
-    "load_dataset": "data.datasets",
-    "load_model": "training.run",
-    "mean_average_precision_at_r": "retrieval.metrics",
-    "mmd_centers": "method.centers",
-    "recall_at_k": "retrieval.metrics",
-    "select_closest": "method.curriculum",
-    "train": "training.training",
+_NAMES = {  # module -> what it gives
+    "data.datasets": ["load_dataset"],
+    "errors": ["SeeError"],
+    "method.centers": ["mmd_centers"],
+    "method.curriculum": ["ExpansionSchedule", "ThresholdSchedule", "select_closest"],
+    "method.expansion": ["expand", "expand_reference"],
+    "method.see_loss": ["SEELoss"],
+    "retrieval.embedding": ["embed", "evaluate"],
+    "retrieval.index": ["Index"],
+    "retrieval.metrics": ["mean_average_precision_at_r", "recall_at_k"],
+    "training.export": ["HubModel"],
+    "training.models": ["create_model"],
+    "training.recipes": ["Recipe"],
+    "training.run": ["load_model"],
+    "training.training": ["train"],
 }
-_all_ = [
-    "ExpansionSchedule",
-    "HubModel",
-    "Index",
-    "Recipe",
-    "SEELoss",
-    "SeeError",
-    "ThresholdSchedule",
-    "create_model",
-    "embed",
-    "evaluate",
-    "expand",
-    "expand_reference",
-    "load_dataset",
-    "load_model",
-    "mean_average_precision_at_r",
-    "mmd_centers",
-    "recall_at_k",
-    "select_closest",
-    "train",
-]
+_HOME = {name: module for module, names in _NAMES.items() for name in names}
+_all_ = ["ExpansionSchedule", "HubModel", "Index", "Recipe", "SEELoss", "SeeError",
+         "ThresholdSchedule", "create_model", "embed", "evaluate", "expand", "expand_reference",
+         "load_dataset", "load_model", "mean_average_precision_at_r", "mmd_centers",
+         "recall_at_k", "select_closest", "train"]  # fmt: skip
 
 # %% ../nbs/front_door.ipynb #c04
 def __getattr__(name: str):
