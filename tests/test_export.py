@@ -72,7 +72,9 @@ def test_all_ways_out_give_the_same_embeddings(trained, tmp_path, capsys):
     assert sorted(p.name for p in folder.iterdir()) == ["README.md", "config.json",
                                                         "model.safetensors"]  # fmt: skip
     index = Index.build(open_model(folder)[0], trained.parent / "photos", path=tmp_path / "index")
-    assert Index.load(tmp_path / "index", model).stored.made_by == index.stored.made_by  # one and the same model
+    assert (
+        Index.load(tmp_path / "index", model).stored.made_by == index.stored.made_by
+    )  # one and the same model
 
 
 def test_a_graph_that_differs_is_not_written(tmp_path, monkeypatch):

@@ -29,7 +29,6 @@ from see_nb.data.folders import OwnPhotos
 from see_nb.errors import SeeError
 from see_nb.retrieval import embedding as module
 from see_nb.retrieval.database import Rows
-from see_nb.retrieval.changes import list_photos
 from see_nb.retrieval.index import Index
 from see_nb.training.export import open_model
 from see_nb.training.recipes import Recipe
