@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Root', 'COMMANDS', 'READING', 'Command', 'Reproduce', 'GpuEvidence', 'RecipeOptions', 'first_recipe', 'Running',
-           'Train', 'show_metrics', 'Evaluate', 'Compare', 'Datasets', 'Duplicates', 'Cache', 'MakeIndex',
-           'show_left_out', 'Search', 'Export', 'App', 'parse', 'start_of_train', 'show_warning', 'main']
+           'Train', 'show_metrics', 'without_damaged', 'Evaluate', 'Compare', 'Datasets', 'Duplicates', 'Cache',
+           'MakeIndex', 'show_left_out', 'Search', 'Export', 'App', 'parse', 'start_of_train', 'show_warning', 'main']
 
 # %% ../nbs/cli.ipynb #c02
 import os
@@ -186,10 +186,7 @@ class Train(Command):
 
         test = load_split(run.recipe, self.running.root)
         if self.running.skip_damaged:
-            from see_nb.data.datasets import leave_out
-            from see_nb.data.photos import find_damaged
-
-            test = leave_out(test, find_damaged(test.images))
+            test = without_damaged(test)
         page = write_report(run, test, self.output / "report.html")
         print(f"A report with pictures is at {page}")
 
@@ -208,6 +205,20 @@ def show_metrics(
     if raw:
         print(advice(row | metrics))
 
+# %% ../nbs/cli.ipynb #c12b
+def without_damaged(dataset):
+    "A data set of photos without those that cannot be read, which a warning counts."
+    from see_nb.data.datasets import leave_out
+    from see_nb.data.photos import Photos, find_damaged, refuse_damaged
+
+    photos = dataset.images
+    if not isinstance(photos, Photos):
+        return dataset
+    damaged = find_damaged(photos)
+    named = {photos.files[number]: why for number, why in damaged.items()}
+    refuse_damaged(named, len(photos), skip=True)
+    return leave_out(dataset, damaged)
+
 # %% ../nbs/cli.ipynb #c13
 @dataclass
 class Evaluate(Command):
@@ -218,6 +229,7 @@ class Evaluate(Command):
     report: Path = Path("index-report.html")  # of an index: page of searches; tables beside it
     dataset: str | None = None  # another data set than the one it was trained on
     root: Root = None
+    skip_damaged: bool = False  # go on without photos that cannot be read
 
     def run(self) -> None:
         if self.index:
@@ -232,6 +244,8 @@ class Evaluate(Command):
         recipe, trained = run.recipe, run.data["train"]
         tested = replace(recipe, dataset=self.dataset or recipe.dataset)
         dataset = load_split(tested, self.root, trained=trained)
+        if self.skip_damaged:
+            dataset = without_damaged(dataset)
         print(f"{recipe.method}, trained on {recipe.dataset}, tested on {dataset}")
         as_then = dataset.classes == run.data["test"]["classes"]
         metrics = evaluate(run.model, dataset, image_size=recipe.image_size)

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import textwrap
 from dataclasses import replace
 from pathlib import Path
@@ -75,6 +76,18 @@ def test_all_ways_out_give_the_same_embeddings(trained, tmp_path, capsys):
     assert (
         Index.load(tmp_path / "index", model).stored.made_by == index.stored.made_by
     )  # one and the same model
+
+
+def test_damaged_test_photos_do_not_stop_an_evaluation(trained, tmp_path, capsys):
+    shutil.copytree(trained.parent / "photos", tmp_path / "photos")
+    for kind in (tmp_path / "photos").iterdir():
+        (kind / "0.jpg").write_text("not a photo")
+    call = ["evaluate", "--checkpoint", str(trained / "checkpoint.pt"), "--root"]
+    assert main([*call, str(tmp_path / "photos")]) == 2
+    assert "0.jpg cannot be read" in capsys.readouterr().err
+    with pytest.warns(UserWarning, match="6 of 24 photos cannot be read"):
+        assert main([*call, str(tmp_path / "photos"), "--skip-damaged"]) == 0
+    assert "18 images of 6 classes" in capsys.readouterr().out
 
 
 def test_a_graph_that_differs_is_not_written(tmp_path, monkeypatch):
