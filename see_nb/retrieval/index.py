@@ -155,6 +155,14 @@ class Searcher:
         names = names or list(map(str, range(len(rows))))
         return Found(names, similarity, found, state.photos, damaged, self.stored.threshold)
 
+    def __len__(self) -> int:
+        return len(self.photos)
+
+    def __repr__(self) -> str:
+        size, faster = self.embeddings.shape[1], self.state.faster
+        how = "exact search" + (f" and {faster.factory}" if faster else "")
+        return f"{len(self):,} photos, D = {size}, {how}, model {self.stored.made_by[:12]}"
+
 # %% ../../nbs/retrieval/08_index.ipynb #c23
 class Index(Searcher):
     "Photos, their embeddings, and the search among them: a view of one SQLite file."
@@ -212,14 +220,6 @@ class Index(Searcher):
         factory = self.stored.facts().get("factory")
         if not self.refresh().faster and factory and len(self):
             self.make_faster(factory)
-
-    def __len__(self) -> int:
-        return len(self.photos)
-
-    def __repr__(self) -> str:
-        size, faster = self.embeddings.shape[1], self.state.faster
-        how = "exact search" + (f" and {faster.factory}" if faster else "")
-        return f"{len(self):,} photos, D = {size}, {how}, model {self.stored.made_by[:12]}"
 
 # %% ../../nbs/retrieval/08_index.ipynb #c30
 def refuse_export(path: Path) -> None:

@@ -82,10 +82,11 @@ STRIP_STYLE = """
 """
 STYLE = f"""
 :root {{ color-scheme: light dark; }}
-body {{ font: 16px/1.5 system-ui, sans-serif; margin: 0 auto; max-width: 75rem; padding: 1rem; }}
+body {{ font: 16px/1.5 system-ui, sans-serif; margin: 0 auto; max-width: 75rem; padding: 1rem;
+  background: Canvas; color: CanvasText; }}
 h1 {{ font-size: 1.5rem; }} h2 {{ font-size: 1.15rem; margin: 1.5rem 0 .3rem; }}
 table {{ border-collapse: collapse; display: block; overflow-x: auto; }}
-pre {{ overflow-x: auto; background: #8882; padding: .6rem; }}
+pre {{ white-space: pre-wrap; overflow-wrap: anywhere; background: #8882; padding: .6rem; }}
 td, th {{ padding: .2rem .7rem; text-align: right; }}
 tr:nth-child(even) {{ background: #8882; }} td:first-child, th:first-child {{ text-align: left; }}
 svg {{ max-width: 100%; height: auto; background: white; }}
@@ -109,6 +110,7 @@ def write_page(
     "One HTML file without anything outside it."
     path = expanded(path)
     refuse_foreign(path)
+    body = body.replace("<table ", '<table tabindex="0" ')  # one that scrolls: by keyboard, too
     text = PAGE.format(title=escape(title), style=STYLE, written=WRITTEN, body=body)
     with replacing(path) as part:
         part.write_text(text, encoding="utf-8", errors="replace")

@@ -139,7 +139,8 @@ def measures_html(row: dict) -> str:
     lines = {"this model": {label[n]: row[n] for n in names}}
     if raw := row.get("raw"):
         lines["the raw pretrained network"] = {label[n]: raw[n] for n in names}
-    table = pd.DataFrame(lines).T.to_html(float_format=lambda x: f"{x:.1%}", border=0)
+    table = pd.DataFrame(lines).T.rename_axis("model").reset_index()
+    table = table.to_html(index=False, float_format=lambda x: f"{x:.1%}", border=0)
     return f"{table}<p>{escape(advice(row))}</p>"
 
 
