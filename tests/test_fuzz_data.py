@@ -117,12 +117,6 @@ def test_any_damage_of_a_list(kitchen, seed):
     check_listing(kitchen, damaged("\n".join(lines).encode(), seed))
 
 
-@quick
-@given(text=st.binary(max_size=60))
-def test_any_bytes_in_place_of_a_list(kitchen, text):
-    check_listing(kitchen, text)
-
-
 # Photo files
 
 

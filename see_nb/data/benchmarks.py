@@ -9,7 +9,6 @@ __all__ = ['BLOCK', 'DAMAGE', 'CUB', 'CARS', 'SOP', 'DRIVE', 'INSHOP', 'BENCHMAR
            'open_benchmark', 'benchmark_state']
 
 # %% ../../nbs/data/03_benchmarks.ipynb #c03
-import errno
 import gzip
 import lzma
 import os
@@ -51,7 +50,7 @@ def unpack(
             allow(member.size)
             content.extract(member, folder, filter="data")
 
-
+# %% ../../nbs/data/03_benchmarks.ipynb #c06d
 def extract(
     archive: Path,  # .zip, or tar of any kind
     folder: Path,  # made when missing
@@ -100,9 +99,7 @@ def download(url: str, archive: Path, md5: str) -> None:
     try:
         download_url(url, archive.parent, part.name, md5)
         os.replace(part, archive)
-    except (OSError, RuntimeError) as error:  # without a number: of the network or of the checksum
-        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EACCES, errno.EROFS):
-            raise cannot_write(archive, error) from error
+    except (OSError, RuntimeError) as error:  # of the network, the disk or the checksum
         raise SeeError(f"{archive}: cannot be downloaded from {url} ({error}).") from error
     finally:
         part.unlink(missing_ok=True)
@@ -117,7 +114,7 @@ class Archive:
     url: str | None = None  # None: it cannot be downloaded
     unpacked: int | None = None  # bytes that it unpacks to, at most
 
-
+# %% ../../nbs/data/03_benchmarks.ipynb #c11c
 def fetch(
     target: Path,  # folder to make, which the archive holds under the same name
     archive: Archive,
@@ -429,7 +426,7 @@ def list_benchmark(
         remedy = f"Complete it from {benchmark.archive.file}; {made} is made anew once deleted."
     return Listing(name, folder, benchmark.read(folder), benchmark.sizes, remedy, fault)
 
-
+# %% ../../nbs/data/03_benchmarks.ipynb #c32d
 def open_benchmark(
     name: str,  # one of BENCHMARKS
     root: Path,  # data root

@@ -4,9 +4,8 @@
 
 # %% auto #0
 __all__ = ['SPLITS', 'REMEDY', 'read_text', 'read_rows', 'check_rows', 'read_list', 'on_disk', 'Listing', 'check_listing',
-           'clean', 'look_like_splits', 'check_layout', 'frame_of', 'read_classes', 'real_paths', 'paths_on_disk',
-           'read_labels', 'choose_split', 'classes_that_test', 'lost_classes', 'not_listed', 'find_table', 'OwnPhotos',
-           'list_folder']
+           'clean', 'look_like_splits', 'check_layout', 'frame_of', 'real_paths', 'paths_on_disk', 'read_labels',
+           'choose_split', 'classes_that_test', 'lost_classes', 'not_listed', 'find_table', 'OwnPhotos', 'list_folder']
 
 # %% ../../nbs/data/02_folders.ipynb #c03
 import csv
@@ -66,7 +65,7 @@ def read_rows(
     except csv.Error as error:
         raise SeeError(f"{path}, line {rows.line_num}: {error}. Correct it.") from error
 
-
+# %% ../../nbs/data/02_folders.ipynb #c06c
 def check_rows(
     right: Iterable[bool],  # of each row
     path: Path,  # of the list
@@ -214,7 +213,7 @@ def look_like_splits(
     several = len(set().union(*words.values())) > 1
     return splits if several and 2 * len(splits) >= len(classes) else []
 
-
+# %% ../../nbs/data/02_folders.ipynb #c16c
 def check_layout(folder: Path, classes: list[str], found: Files) -> None:
     "A SeeError for a folder that is not one sub-folder per class."
     loose = [path for path in found.photos if "/" not in path]
@@ -241,12 +240,6 @@ def check_layout(folder: Path, classes: list[str], found: Files) -> None:
 def frame_of(**columns: Iterable[str]) -> pd.DataFrame:
     "A table of any text: pandas' own kind of text takes UTF-8 only."
     return pd.DataFrame({name: pd.Series(list(v), dtype=object) for name, v in columns.items()})
-
-
-def read_classes(found: Files) -> pd.DataFrame:  # path, label
-    "Photos and their classes, from the names of the sub-folders; a loose photo has none."
-    labels = [clean(path.split("/")[0]) if "/" in path else "" for path in found.photos]
-    return frame_of(path=found.photos, label=labels)
 
 # %% ../../nbs/data/02_folders.ipynb #c18
 def real_paths(folder: Path, paths: Iterable[str]) -> list[str]:
@@ -315,7 +308,7 @@ def choose_split(
         test_classes = [names[i] for i in np.random.RandomState(0).permutation(len(names))[:n]]
     return frame.assign(split=np.where(frame.label.isin(test_classes), "test", "train"))
 
-
+# %% ../../nbs/data/02_folders.ipynb #c20a
 def classes_that_test(trained: set[str], names: set[str], folder: Path) -> set[str]:
     "The classes that a model has never seen; a SeeError if some that it has seen are gone."
     known, gone = sorted(trained & names), sorted(trained - names)
@@ -374,7 +367,9 @@ class OwnPhotos:
     def frame(self) -> pd.DataFrame:  # path, label
         "Every photo that is there, once; its class, or nothing where it has none."
         if self.listed is None:
-            return read_classes(self.found)
+            photos = self.found.photos
+            labels = [clean(path.split("/")[0]) if "/" in path else "" for path in photos]
+            return frame_of(path=photos, label=labels)
         there = self.listed[on_disk(self.folder, self.listed.path.tolist())]
         others = not_listed(self.folder, there.path, self.found.photos)
         return frame_of(path=[*there.path, *others], label=[*there.label, *[""] * len(others)])

@@ -6,11 +6,10 @@
 __all__ = ['NO_PHOTOS', 'SYSTEM', 'PHOTO', 'FOLDER', 'UNREADABLE', 'LINKS', 'SPECIAL', 'HIDDEN', 'EMPTY', 'RAW', 'NO_TEXT',
            'LONGEST', 'Picture', 'RECENT', 'READING', 'CACHE_GB', 'CACHED', 'photo_endings', 'printable', 'first_of',
            'describe_files', 'looks_like_photo', 'Files', 'kind_of', 'entries_of', 'find_files', 'in_order',
-           'check_size', 'eight_bits', 'open_picture', 'image_of_array', 'read_photo', 'as_rgb', 'shrink', 'signature',
-           'hash_file', 'write_arrays', 'read_arrays', 'hash_photos', 'in_threads', 'memo_file', 'content_hashes',
-           'Photos', 'find_damaged', 'refuse_damaged', 'check_photos', 'CachedPhotos', 'cache_photos', 'touched',
-           'cached_files', 'make_room', 'cache_sizes', 'clear_cache', 'shorter_side', 'train_transform',
-           'test_transform', 'Crops']
+           'check_size', 'eight_bits', 'open_picture', 'image_of_array', 'read_photo', 'as_rgb', 'signature',
+           'hash_file', 'write_arrays', 'read_arrays', 'hash_photos', 'in_threads', 'content_hashes', 'Photos',
+           'find_damaged', 'refuse_damaged', 'check_photos', 'CachedPhotos', 'cache_photos', 'touched', 'cached_files',
+           'make_room', 'cache_sizes', 'clear_cache', 'shorter_side', 'train_transform', 'test_transform', 'Crops']
 
 # %% ../../nbs/data/01_photos.ipynb #c03
 import csv
@@ -115,7 +114,6 @@ def looks_like_photo(path: str) -> bool:
 class Files:
     "What lies below a folder, as paths relative to it with `/` between their parts."
 
-    folder: Path
     photos: list[str] = field(default_factory=list)  # by folder; files before sub-folders
     left_out: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))  # by reason
 
@@ -158,7 +156,7 @@ def entries_of(folder: str) -> list[os.DirEntry]:
 # %% ../../nbs/data/01_photos.ipynb #c11
 def find_files(folder: str | Path) -> Files:
     "All photos below a folder, each once: links are followed when all else is known."
-    files, root = Files(Path(folder)), os.path.realpath(folder)
+    files, root = Files(), os.path.realpath(folder)
     folders, waiting, seen = [], deque([""]), set()
     photos, links = {}, []  # real path -> path
     while waiting:
@@ -200,15 +198,11 @@ LONGEST = 50  # sides of a photo are at most this ratio: a crop of a thin strip 
 
 def check_size(width: int, height: int) -> None:  # in pixels
     "A SeeError for a picture that is no photograph, or a bomb."
-    limit = Image.MAX_IMAGE_PIXELS
-    if limit and width * height > limit:
+    limit = Image.MAX_IMAGE_PIXELS or math.inf
+    if width * height > limit or max(width, height) > LONGEST * min(width, height):
         raise SeeError(
-            f"expected at most {limit / 1e6:.0f} million pixels, got {width} x {height}. Shrink "
-            "it, or raise PIL.Image.MAX_IMAGE_PIXELS"
-        )
-    if max(width, height) > LONGEST * min(width, height):
-        raise SeeError(
-            f"expected sides with a ratio of at most {LONGEST}, got {width} x {height}. Cut it"
+            f"expected at most {limit / 1e6:.0f} million pixels (PIL.Image.MAX_IMAGE_PIXELS) and "
+            f"sides with a ratio of at most {LONGEST}, got {width} x {height}. Shrink or cut it"
         )
 
 
@@ -276,9 +270,13 @@ def read_photo(
         what = printable(" ".join(f"{type(error).__name__}: {error}".split()))
         raise SeeError(f"photo: {name} cannot be read ({what}). Replace the file.") from error
     photo = torch.from_numpy(pixels).permute(2, 0, 1)
-    return shrink(photo, resize, interpolation) if resize else photo
+    if not resize or min(photo.shape[1:]) <= resize:
+        return photo
+    from torchvision.transforms import v2  # a second and more: only where it is needed
 
+    return v2.functional.resize(photo, [resize], v2.InterpolationMode(interpolation))
 
+# %% ../../nbs/data/01_photos.ipynb #c15d
 def as_rgb(
     image: Image.Image,
     kind: str | None,  # of file: "PNG", "TIFF", ...
@@ -292,19 +290,6 @@ def as_rgb(
         ground = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(ground, image.convert("RGBA"))
     return image.convert("RGB")
-
-# %% ../../nbs/data/01_photos.ipynb #c15c
-def shrink(
-    photo: Tensor,  # uint8, (3, H, W)
-    resize: int,  # shorter side in pixels
-    interpolation: str,
-) -> Tensor:
-    "A photo with a shorter side of `resize` pixels, unless it is smaller already."
-    from torchvision.transforms import v2  # a second and more: only where it is needed
-
-    if min(photo.shape[1:]) <= resize:
-        return photo
-    return v2.functional.resize(photo, [resize], v2.InterpolationMode(interpolation))
 
 # %% ../../nbs/data/01_photos.ipynb #c21
 def signature(path: str) -> list[int]:
@@ -367,7 +352,7 @@ def hash_photos(
     faults = {file: row for file, row in found.items() if isinstance(row, str)}
     return {file: row for file, row in found.items() if file not in faults}, faults
 
-
+# %% ../../nbs/data/01_photos.ipynb #c22d
 def in_threads(items: Sequence, work: Callable, text: str, block: int = 256) -> Iterator:
     "`work` of each item, in order, with a bar; a block at a time, to bound the memory."
     with (
@@ -380,29 +365,22 @@ def in_threads(items: Sequence, work: Callable, text: str, block: int = 256) -> 
                 bar.update()
 
 # %% ../../nbs/data/01_photos.ipynb #c22c
-def memo_file(
-    folder: Path,  # of the photos
-    memo: Path,  # folder that keeps hashes
-) -> Path:
-    "Where the hashes of a folder are kept."
-    key = hashlib.sha256(os.fsencode(folder.absolute())).hexdigest()[:16]
-    return memo / f"hashes-{key}.npz"
-
-
 def content_hashes(
     folder: Path,
     files: list[str],  # paths relative to it
     memo: Path | None = None,  # folder that keeps hashes; None: every file is read
 ) -> list[str]:
     "The hash of each file, from the memo if it is as it was; none for an unreadable one."
-    stored = read_arrays(memo_file(folder, memo)) if memo else None
+    place = hashlib.sha256(os.fsencode(folder.absolute())).hexdigest()[:16]
+    kept_in = memo and memo / f"hashes-{place}.npz"
+    stored = read_arrays(kept_in) if memo else None
     kept = json.loads(bytes(stored["rows"])) if stored else {}
     rows, _ = hash_photos(folder, files, kept)
     new = {file: row for file, row in rows.items() if row[0] and row != kept.get(file)}
     if memo and new:
         text = np.frombuffer(json.dumps(kept | new).encode(), np.uint8)
         with suppress(SeeError):  # a place that cannot be written is no reason to stop
-            write_arrays(memo_file(folder, memo), rows=text)
+            write_arrays(kept_in, rows=text)
     return [rows[file][3] if file in rows else "" for file in files]
 
 # %% ../../nbs/data/01_photos.ipynb #c26
@@ -485,7 +463,7 @@ def refuse_damaged(
         raise SeeError(f"{text} --skip-damaged (skip_damaged=True) trains without them.")
     warnings.warn(f"{text} They are left out.", stacklevel=3)
 
-
+# %% ../../nbs/data/01_photos.ipynb #c28c
 def check_photos(
     photos: Photos,
     report: Path | None = None,  # file that lists the damaged ones
@@ -494,10 +472,12 @@ def check_photos(
     damaged = {photos.files[i]: text for i, text in find_damaged(photos).items()}
     refuse_damaged(damaged, len(photos), report)
 
-# %% ../../nbs/data/01_photos.ipynb #c31b
+# %% ../../nbs/data/01_photos.ipynb #c31a
 READING = 2  # raise when photos are read as other pixels
+CACHE_GB = 50  # of the folder of a cache, unless SEE_NB_CACHE_GB says otherwise
+CACHED = ("photos", "features")  # folders in it
 
-
+# %% ../../nbs/data/01_photos.ipynb #c31b
 class CachedPhotos(Photos):
     "Photos that are shrunk when they are first read, and kept."
 
@@ -569,7 +549,7 @@ def cache_photos(
         )
     return cached
 
-
+# %% ../../nbs/data/01_photos.ipynb #c32c
 def touched(path: Path) -> bool:
     "Whether a file is there; it now counts as used."
     try:
@@ -579,10 +559,6 @@ def touched(path: Path) -> bool:
     return True
 
 # %% ../../nbs/data/01_photos.ipynb #c33
-CACHE_GB = 50  # of the folder of a cache, unless SEE_NB_CACHE_GB says otherwise
-CACHED = ("photos", "features")  # folders in it
-
-
 def cached_files(folder: Path) -> list[tuple[float, int, Path]]:  # last used, bytes, path
     "What can be made again."
     files = []
@@ -592,7 +568,7 @@ def cached_files(folder: Path) -> list[tuple[float, int, Path]]:  # last used, b
                 files.append((path.stat().st_mtime, path.stat().st_size, path))
     return files
 
-
+# %% ../../nbs/data/01_photos.ipynb #c33d
 def make_room(
     cache: Path,
     wanted: int,  # bytes
@@ -614,7 +590,7 @@ def make_room(
             room += size
     return max(0, int(room))
 
-
+# %% ../../nbs/data/01_photos.ipynb #c33c
 def cache_sizes(cache: Path) -> dict[str, tuple[int, int]]:  # kind -> files, bytes
     "How large the cache is."
     sizes = {kind: [size for _, size, _ in cached_files(cache / kind)] for kind in CACHED}
