@@ -304,6 +304,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                                                                     'see_nb/data/benchmarks.py'),
                                         'see_nb.data.benchmarks.benchmark_state': ( 'data/benchmarks.html#benchmark_state',
                                                                                     'see_nb/data/benchmarks.py'),
+                                        'see_nb.data.benchmarks.check_md5': ('data/benchmarks.html#check_md5', 'see_nb/data/benchmarks.py'),
                                         'see_nb.data.benchmarks.download': ('data/benchmarks.html#download', 'see_nb/data/benchmarks.py'),
                                         'see_nb.data.benchmarks.extract': ('data/benchmarks.html#extract', 'see_nb/data/benchmarks.py'),
                                         'see_nb.data.benchmarks.fetch': ('data/benchmarks.html#fetch', 'see_nb/data/benchmarks.py'),

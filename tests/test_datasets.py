@@ -17,7 +17,7 @@ from PIL import Image
 from scipy.io import savemat
 
 from see_nb.data import benchmarks, drawings, folders
-from see_nb.data.benchmarks import BENCHMARKS, md5_of, read_cub
+from see_nb.data.benchmarks import BENCHMARKS, md5_of, read_cars, read_cub
 from see_nb.data.datasets import (
     check_dataset,
     data_root,
@@ -263,11 +263,10 @@ def test_without_the_damaged_photos_queries_and_gallery_keep_the_same_classes(mi
     assert all("id_00000081" in file for file in left.images.files + left.gallery.images.files)
 
 
-def test_damaged_annotations_are_told(mini):
-    root = mini("cars196")
-    (root / "cars196" / "cars_annos.mat").write_bytes(b"MATLAB 5.0 MAT-file, cut short")
+def test_damaged_annotations_are_told(tmp_path):
+    (tmp_path / "cars_annos.mat").write_bytes(b"MATLAB 5.0 MAT-file, cut short")
     with pytest.raises(SeeError, match="cars_annos.mat: expected a MATLAB file with annotations"):
-        load_dataset("cars196", root)
+        read_cars(tmp_path)
 
 
 SOP, CUB = "Stanford_Online_Products/Ebay_", "CUB_200_2011/image_class_labels.txt"
