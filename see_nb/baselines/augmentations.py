@@ -10,8 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..errors import SeeError
-from ..method.expansion import full_precision
+from ..errors import check_that
 from ..method.synthetics import Batch, Expansion
 
 # %% ../../nbs/baselines/01_augmentations.ipynb #c06
@@ -44,20 +43,17 @@ class EmbeddingExpansion(Expansion):
     negatives_only = True
 
     def synthetics(self, batch: Batch, centers: Tensor, k: int) -> Tensor:
-        ends = full_precision(batch.embeddings[draw_partners(batch, 1, True)])
+        ends = batch.embeddings[draw_partners(batch, 1, True)]
         steps = torch.arange(1, k + 1, device=ends.device)[:, None] / (k + 1)
-        points = torch.lerp(full_precision(batch.sources)[:, None], ends, steps.to(ends))
-        return F.normalize(points, dim=-1).to(batch.embeddings.dtype)
+        return F.normalize(torch.lerp(batch.sources[:, None], ends, steps.to(ends)), dim=-1)
 
 # %% ../../nbs/baselines/01_augmentations.ipynb #c13
 class SymmetricalSynthesis(Expansion):
     "Mirror images about classmates (Gu & Ko, AAAI 2020)."
 
     def synthetics(self, batch: Batch, centers: Tensor, k: int) -> Tensor:
-        axes = full_precision(batch.embeddings)[draw_partners(batch, k, True)]
-        sources = full_precision(batch.sources)[:, None]
-        mirrored = 2 * (sources * axes).sum(-1, keepdim=True) * axes - sources
-        return mirrored.to(batch.embeddings.dtype)
+        axes, sources = batch.embeddings[draw_partners(batch, k, True)], batch.sources[:, None]
+        return 2 * (sources * axes).sum(-1, keepdim=True) * axes - sources
 
 # %% ../../nbs/baselines/01_augmentations.ipynb #c16
 def _beta(alpha: int, batch: Batch) -> Tensor:
@@ -73,20 +69,16 @@ class Mixup(Expansion):
         alpha: int = 2,  # of Beta(alpha, alpha), >= 1
     ):
         super().__init__()
-        if alpha != int(alpha) or alpha < 1:
-            raise SeeError(
-                f"alpha: expected an integer of at least 1, got {alpha}. 1 draws shares uniformly, "
-                "more draws them near 1/2."
-            )
+        remedy = "1 draws shares uniformly, more draws them near 1/2."
+        whole = alpha == int(alpha) and alpha >= 1
+        check_that(whole, "alpha", alpha, "an integer of at least 1", remedy)
         self.alpha = int(alpha)
 
     def mixtures(self, batch: Batch, k: int) -> tuple[Tensor, Tensor, Tensor]:
         "The mixtures (N, K, D), the other class of each (N, K), and the share of the own one."
         share, partners = _beta(self.alpha, batch), draw_partners(batch, k, False)
-        sources = full_precision(batch.sources)[:, None]
-        mixed = torch.lerp(full_precision(batch.embeddings)[partners], sources, share)
-        mixed = F.normalize(mixed, dim=-1).to(batch.embeddings.dtype)
-        return mixed, batch.labels[partners], share
+        mixed = torch.lerp(batch.embeddings[partners], batch.sources[:, None], share)
+        return F.normalize(mixed, dim=-1), batch.labels[partners], share
 
     def synthetics(self, batch: Batch, centers: Tensor, k: int) -> Tensor:
         return self.mixtures(batch, k)[0]

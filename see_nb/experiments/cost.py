@@ -31,7 +31,7 @@ from ..errors import SeeError
 from ..training.recipes import Recipe
 from ..training.run import empty_model, make_objective
 from ..training.splits import Splits
-from ..training.training import Training, assemble, start_processes
+from ..training.training import Training, start_processes
 
 # %% ../../nbs/experiments/04_cost.ipynb #s02
 def noise_training(recipe: Recipe, n_classes: int, accelerator: Accelerator) -> Training:
@@ -42,7 +42,7 @@ def noise_training(recipe: Recipe, n_classes: int, accelerator: Accelerator) -> 
     noise = RetrievalDataset(images, labels, [str(c) for c in range(n_classes)])
     model = empty_model(recipe, 3, pretrained=False).to(accelerator.device)
     objective = make_objective(recipe, n_classes, model.n_features).to(accelerator.device)
-    training = assemble(recipe, model, objective, Splits(noise, noise), accelerator, 0)
+    training = Training(recipe, model, objective, Splits(noise, noise), accelerator, 0)
     if recipe.see:
         objective.set_epoch(recipe.epochs - 1)
     training.step.train()

@@ -274,12 +274,13 @@ def _train_whole(
 ) -> bool:  # whether all is done
     "As many trainings as the time allows."
 
-    def advance(share: float) -> None:
+    def watch(*models, **sets) -> dict:
         if used() > 1:
             raise _TimeIsUp
+        return {}
 
     try:
-        run_part("whole", output, part, root=root, processes=1, advance=advance)
+        run_part("whole", output, part, root=root, processes=1, watch=watch)
     except _TimeIsUp:
         return False
     return True
