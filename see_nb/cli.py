@@ -271,11 +271,18 @@ class Compare(Command):
 
     def run(self) -> None:
         with needs("notebooks", "compare"):
-            from see_nb.experiments.compare import compare, compare_page, plan_in_words
+            from see_nb.experiments.compare import (
+                compare,
+                compare_page,
+                plan_in_words,
+                seconds_of_run,
+            )
             from see_nb.experiments.evidence import tests_table
         recipes = self.recipes()
         if self.show:
-            print(plan_in_words(len(recipes), self.seeds, self.searches))
+            seconds = seconds_of_run(next(iter(recipes.values())), self.root)
+            numbers = len(recipes), self.seeds, self.searches
+            print(plan_in_words(*numbers, seconds, self.processes or None))
             return
         names = ("seeds", "output", "searches", "margin", "root", "launcher")
         options = {name: getattr(self, name) for name in names}

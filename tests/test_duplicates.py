@@ -11,7 +11,7 @@ TINY = "--backbone conv4 --width 4 --image-size 32 --batch-size 8 --epochs 2 --e
 
 @pytest.fixture
 def album(tmp_path, monkeypatch):
-    "Twelve classes of four photos; each has a smaller copy of its first; one photo is in two classes."
+    "Twelve classes of four photos and a smaller copy of the first; c00 and c02 share a photo."
     monkeypatch.setenv("SEE_NB_DATA", str(tmp_path / "home"))
     rng = np.random.default_rng(0)
     for c in range(12):
@@ -21,7 +21,7 @@ def album(tmp_path, monkeypatch):
             coarse = Image.fromarray(rng.integers(0, 256, (6, 6, 3), dtype=np.uint8))
             coarse.resize((80, 60)).save(folder / f"{i}.png")
         Image.open(folder / "0.png").resize((60, 45)).save(folder / "small.jpg", quality=60)
-    first, second = tmp_path / "album" / "c00" / "1.png", tmp_path / "album" / "c01" / "same.png"
+    first, second = tmp_path / "album" / "c00" / "1.png", tmp_path / "album" / "c02" / "same.png"
     second.write_bytes(first.read_bytes())
     return tmp_path / "album"
 
@@ -32,7 +32,7 @@ def test_copies_are_counted_listed_and_drawn(see_nb_command, album, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "61 photos, pairs of copies: 1 exact, 12 near" in done.stdout
     rows = (tmp_path / "pairs.csv").read_text().splitlines()
-    assert rows[1] == "c00/1.png,c01/same.png,1.0,True" and len(rows) == 14
+    assert rows[1] == "c00/1.png,c02/same.png,1.0,True" and len(rows) == 14
     assert Image.open(tmp_path / "pairs.png").width > 300
     again = see_nb_command("duplicates", album, *wanted)
     assert again.returncode == 2 and "pairs.csv: is there" in again.stderr
@@ -61,6 +61,8 @@ def test_a_training_names_all_damaged_photos_goes_on_without_them_and_warns_of_c
     assert copies["share"] == pytest.approx(12 / n_test, abs=2 / n_test)
     assert 0 <= copies["recall_at_1"] < row["recall_at_1"]
     assert f"without the copies {copies['recall_at_1']:.1%}" in done.stderr
+    shown = f"1 of the {n_test} test photos have a copy among the training photos (c02/same.png)"
+    assert shown in done.stderr  # c00 trains, c02 tests
     shown = see_nb_command("cache")
     assert f"photos {60:>12} files" in shown.stdout  # two of the 61 are one
     assert see_nb_command("cache", "--clear").returncode == 0

@@ -38,27 +38,24 @@ def ramp(kind, top) -> np.ndarray:
     return (np.tile(np.linspace(0, 1, 40), (30, 1)) * top).astype(kind)
 
 
-@pytest.mark.parametrize(
-    "name, pixels",
-    [
-        ("float to 1.tif", ramp(np.float32, 1)),
-        ("float to 255.tif", ramp(np.float32, 255)),
-        ("sixteen bits.tif", ramp(np.uint16, 65535)),
-        ("sixteen bits.png", ramp(np.uint16, 65535)),
-        ("eight bits.png", ramp(np.uint8, 255)),
-    ],
-)
-def test_every_depth_keeps_its_greys(tmp_path, name, pixels):
-    Image.fromarray(pixels).save(tmp_path / name)
-    photo = read_photo(tmp_path / name)
+GREYS = {
+    "float to 1.tif": ramp(np.float32, 1),
+    "float to 255.tif": ramp(np.float32, 255),
+    "sixteen bits.tif": ramp(np.uint16, 65535),
+    "sixteen bits.png": ramp(np.uint16, 65535),
+    "sixteen bits.pgm": b"P5 40 30 65535\n" + ramp(np.uint16, 65535).astype(">u2").tobytes(),
+    "eight bits.png": ramp(np.uint8, 255),
+}
+
+
+@pytest.mark.parametrize("name", GREYS)
+def test_every_depth_keeps_its_greys(tmp_path, name):
+    if isinstance(GREYS[name], bytes):
+        (tmp_path / name).write_bytes(GREYS[name])
+    else:
+        Image.fromarray(GREYS[name]).save(tmp_path / name)
     expected = torch.linspace(0, 255, 40).expand(3, 30, 40)
-    assert (photo.float() - expected).abs().max() <= 1.5
-
-
-def test_sixteen_bits_of_a_portable_grey_map(tmp_path):
-    pixels = ramp(np.uint16, 65535)
-    (tmp_path / "a.pgm").write_bytes(b"P5 40 30 65535\n" + pixels.astype(">u2").tobytes())
-    assert read_photo(tmp_path / "a.pgm")[0, 0, [0, 39]].tolist() == [0, 255]
+    assert (read_photo(tmp_path / name).float() - expected).abs().max() <= 1.5
 
 
 BAD = {
@@ -88,7 +85,7 @@ def test_a_picture_too_large_or_too_thin_is_not_decoded(tmp_path, size, monkeypa
     monkeypatch.setattr("PIL.ImageFile.ImageFile.load", lambda *_: pytest.fail("it was decoded"))
     with (
         warnings.catch_warnings(),
-        pytest.raises(SeeError, match="bomb.png.*(million pixels|ratio)"),
+        pytest.raises(SeeError, match="bomb.png.*(pixels|ratio)"),
     ):
         warnings.simplefilter("ignore")  # Pillow's own, of the same thing
         read_photo(tmp_path / "bomb.png")
@@ -147,17 +144,14 @@ def test_a_photo_replaced_in_place_with_its_old_time_is_another(old, tmp_path):
     assert first[3][:, 0, 0].tolist() == [3, 0, 0] and second[3][:, 0, 0].tolist() == [0, 0, 255]
 
 
-@pytest.mark.parametrize("damage", [b"", b"{", b"0\n[1]", "one digit", "one bit"])
+@pytest.mark.parametrize("damage", ["empty", "noise", "one digit"])
 def test_a_damaged_memo_is_made_anew(old, damage):
     first = old.hashes
-    (memo,) = old.memo.glob("hashes-*.json")
-    text = memo.read_bytes()
-    if damage == "one digit":
-        at = text.index(first[3].encode())
-        damage = text[:at] + bytes([text[at] ^ 1]) + text[at + 1 :]
-    elif damage == "one bit":
-        damage = text[:40] + bytes([text[40] ^ 64]) + text[41:]
-    memo.write_bytes(damage)
+    (memo,) = old.memo.glob("hashes-*.npz")
+    content = memo.read_bytes()
+    at = content.index(first[3].encode())
+    wrong = content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :]
+    memo.write_bytes({"empty": b"", "noise": b"noise", "one digit": wrong}[damage])
     assert fresh(old).hashes == first
 
 
@@ -257,21 +251,10 @@ def test_a_damaged_or_full_cache_gives_the_right_pixels(old, tmp_path, damage, m
     assert right(again)
 
 
-@pytest.mark.parametrize(
-    "resize, interpolation, message",
-    [(0, "bicubic", "resize: "), (-5, "bicubic", "resize: "), (9, "cubic", "bicubic")],
-)
-def test_wrong_arguments_of_the_cache_are_told(old, tmp_path, resize, interpolation, message):
-    with pytest.raises(SeeError, match=message):
-        cache_photos(old, resize, tmp_path / "cache", interpolation)
-
-
-def test_a_photo_that_changes_while_it_is_read_is_told(old, tmp_path):
-    cached = cache_photos(old, 16, tmp_path / "cache")
-    Image.new("RGB", (30, 20), "blue").save(old.folder / "3.bmp")
-    with pytest.raises(SeeError, match="3.bmp has changed since it was listed. Repeat"):
-        cached[3]
-    assert cache_photos(old, 16, tmp_path / "cache")[3][:, 0, 0].tolist() == [0, 0, 255]
+def test_wrong_arguments_of_the_cache_are_told(old, tmp_path):
+    for arguments, message in (((0, tmp_path), "resize: "), ((9, tmp_path, "cubic"), "bicubic")):
+        with pytest.raises(SeeError, match=message):
+            cache_photos(old, *arguments)
 
 
 def test_the_cache_keeps_its_limit_and_drops_what_was_used_longest_ago(
@@ -292,7 +275,7 @@ def test_the_cache_keeps_its_limit_and_drops_what_was_used_longest_ago(
     monkeypatch.setenv("SEE_NB_CACHE_GB", "0")
     third = cache_photos(old, 18, cache)
     assert right(third) and not third.place(0).exists()
-    assert "There is room for 0; the others are decoded anew" in capsys.readouterr().err
+    assert "has room for 0. `see-nb cache` shows" in capsys.readouterr().err
     assert clear_cache(cache) > 0 and cache_sizes(cache)["photos"] == (0, 0)
     monkeypatch.setenv("SEE_NB_CACHE_GB", "much")
     with pytest.raises(SeeError, match="SEE_NB_CACHE_GB: expected a number of gigabytes"):

@@ -1,4 +1,4 @@
-"Report notebooks show what the rows say: their tables against a few lines of plain Python, and one row changed at a time."
+"Report notebooks show what the rows say: their tables against a few lines of plain Python."
 
 import base64
 import io
@@ -19,141 +19,79 @@ from IPython.display import display
 from PIL import Image
 
 from see_nb import cli
+from see_nb.experiments.evidence import labelled
 from see_nb.experiments.paper_table import AS_PUBLISHED, TABLE_CELL, read_paper, side_by_side
+from see_nb.experiments.statistics import levels_table
 from see_nb.training.presets import preset
+from see_nb.training.results import read_rows
 
-KEY = [*TABLE_CELL, "metric"]
-NAMES = {  # of the runs below, in the paper's words
-    ("cub200", "deit_small", "proxy_anchor", True): (
-        AS_PUBLISHED,
-        "DeiT-S/16 distilled",
-        "CUB-200-2011",
-    ),
-    ("cub200", "deit_small", "hyp", False): ("Hyp", "DeiT-S/16 distilled", "CUB-200-2011"),
-    ("inshop", "resnet50", "proxy_anchor", False): ("PA", "ResNet-50", "In-Shop"),
-}
+EXPERIMENTS = Path(__file__).parents[1] / "nbs" / "experiments"
+BIRDS = ("DeiT-S/16 distilled", 128, "CUB-200-2011")
 
 
-def finished(name: str, recall: float, ks=(1, 2, 4, 8), **changes) -> dict:
-    "The row of a run with made-up metrics."
-    metrics = {f"recall_at_{k}": recall + 0.001 * k for k in ks}
-    where = {
-        "experiment": "benchmarks",
-        "hardware": "none",
-        "threads": 1,
-        "commit": "none",
-        "seconds": 3600,
-        "frames": "independent",
-    }
-    return asdict(preset(name, **changes)) | metrics | where
+def finished(name: str, recalls: tuple[float, ...], ks=(1, 2, 4, 8), **changes) -> list[dict]:
+    "Rows of runs with made-up metrics, one a seed."
+    facts = {"experiment": "benchmarks", "hardware": "none", "threads": 1, "commit": "none"}
+    facts |= {"seconds": 3600, "frames": "independent"}
+    return [
+        asdict(preset(name, seed=seed, **changes))
+        | {f"recall_at_{k}": recall + 0.001 * k for k in ks}
+        | facts
+        for seed, recall in enumerate(recalls)
+    ]
 
 
 @pytest.fixture
-def rows() -> list[dict]:
-    "Three cells with three, two and one seeds, and three runs that must not count."
-    see = [finished("cub200-deit_small-128", r, seed=s) for s, r in enumerate((0.70, 0.73, 0.71))]
-    hyp = [
-        finished("cub200-deit_small-128", r, seed=s, loss="hyp", see=False)
-        for s, r in enumerate((0.65, 0.69))
-    ]
-    alone = [finished("inshop-resnet50-512", 0.9, (1, 10, 20, 30), see=False)]
-    refused = [
-        finished("cub200-deit_small-128", 0.99, seed=5, **c)
-        for c in ({"epochs": 2}, {"weight": 0.3}, {"allow_incomplete": True})
-    ]
-    return see + hyp + alone + refused
-
-
-def by_hand(rows: list[dict], paper: pd.DataFrame) -> dict[tuple, tuple]:
-    "Mean, standard deviation and n of each number, without the package."
-    shares = defaultdict(list)
-    for row in rows:
-        if row["epochs"] < 100 or row["weight"] != 0.2 or row["allow_incomplete"]:
-            continue
-        method, backbone, dataset = NAMES[row["dataset"], row["backbone"], row["loss"], row["see"]]
-        for metric in set(paper.metric[paper.dataset == dataset]):
-            shares[method, backbone, row["embedding_size"], dataset, metric].append(
-                100 * row[metric.replace("R@", "recall_at_")]
-            )
+def made() -> dict[tuple, list[dict]]:
+    "Cells of the table with three, two and one seeds; under None what must not count."
+    bird = "cub200-deit_small-128"
+    in_shop = finished("inshop-resnet50-512", (0.9,), (1, 10, 20, 30), see=False)
+    wrong = ({"epochs": 2}, {"weight": 0.3}, {"allow_incomplete": True})
     return {
-        key: (statistics.mean(v), statistics.stdev(v) if len(v) > 1 else None, len(v))
-        for key, v in shares.items()
+        (AS_PUBLISHED, *BIRDS): finished(bird, (0.70, 0.73, 0.71)),
+        ("Hyp", *BIRDS): finished(bird, (0.65, 0.69), loss="hyp", see=False),
+        ("PA", "ResNet-50", 512, "In-Shop"): in_shop,
+        None: [row for changes in wrong for row in finished(bird, (0.99,), **changes)],
     }
 
 
-@pytest.fixture
-def main_table(root, tmp_path, monkeypatch):
-    "Run notebook 20 on rows, up to its files; gives its csv and its LaTeX."
-    source = root / "nbs" / "experiments/benchmarks_report.ipynb"
-    shutil.copytree(
-        root / "nbs" / "experiments" / "paper", tmp_path / "nbs" / "experiments" / "paper"
-    )
-    output = tmp_path / "output"
-    monkeypatch.chdir(tmp_path / "nbs" / "experiments")
+def test_the_main_table_is_what_the_rows_say(made, tmp_path, monkeypatch):
+    rows = [row for part in made.values() for row in part]
+    here, output = tmp_path / "nbs" / "experiments", tmp_path / "runs" / "a"
+    shutil.copytree(EXPERIMENTS / "paper", here / "paper")
+    output.mkdir(parents=True)
+    for name, part in (("benchmarks", rows[:4]), ("results", rows[4:])):
+        text = "".join(json.dumps(row) + "\n" for row in part)
+        (output / f"{name}.jsonl").write_text(text)
+    monkeypatch.chdir(here)
     monkeypatch.setenv("SEE_NB_OUTPUT", str(output))
-
-    def run(benchmarks: list[dict], trained: list[dict]) -> tuple[pd.DataFrame, str]:
-        for path, part in (
-            (output / "benchmarks.jsonl", benchmarks),
-            (tmp_path / "runs" / "a" / "results.jsonl", trained),
-        ):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text("".join(json.dumps(row) + "\n" for row in part))
-        names = {"display": display}
-        for cell in nbformat.read(source, as_version=4).cells:
-            if cell.cell_type == "code":
-                exec(cell.source, names)
-                if "table1.tex" in cell.source:
-                    break
-        return pd.read_csv(output / "table1.csv"), (output / "table1.tex").read_text()
-
-    return run
-
-
-def test_the_main_table_is_what_the_rows_say(rows, main_table, root):
-    table, latex = main_table(rows[:4], rows[4:])
-    paper = read_paper(root / "nbs" / "experiments" / "paper" / "table1.csv")
-    expected = by_hand(rows, paper)
-    ours = table[table.n > 0].set_index(KEY)
-    assert set(ours.index) == set(expected) and len(expected) == 9
-    for key, (mean, std, n) in expected.items():
-        assert ours.loc[key, "mean"] == pytest.approx(mean) and ours.loc[key, "n"] == n
-        assert (
-            pd.isna(ours.loc[key, "std"])
-            if std is None
-            else ours.loc[key, "std"] == pytest.approx(std)
-        )
-        spread = "" if std is None else rf" $\pm$ {std:.1f}"
-        assert f"$|$ {mean:.1f}{spread} ({n})" in latex
-    printed = table.dropna(subset="paper").replace({"method": {AS_PUBLISHED: "SEE"}})
-    assert printed.set_index(KEY).paper.to_dict() == paper.set_index(KEY).percent.to_dict()
+    report, names = nbformat.read(EXPERIMENTS / "benchmarks_report.ipynb", 4), {"display": display}
+    for cell in (cell for cell in report.cells if cell.cell_type == "code"):
+        exec(cell.source, names)
+        if "table1.tex" in cell.source:
+            break
+    paper, latex = read_paper("paper/table1.csv"), (output / "table1.tex").read_text()
+    table = pd.read_csv(output / "table1.csv").set_index([*TABLE_CELL, "metric"])
+    shares = defaultdict(list)
+    for cell, runs in made.items():
+        for metric in set(paper.metric[paper.dataset == cell[-1]]) if cell else ():
+            name = metric.replace("R@", "recall_at_")
+            shares[(*cell, metric)] = [100 * run[name] for run in runs]
+    assert set(table.index[table.n > 0]) == set(shares) and len(shares) == 9
+    for key, values in shares.items():
+        found, several = table.loc[[key]].iloc[0], len(values) > 1
+        spread = statistics.stdev(values) if several else None
+        assert (found["mean"], found["n"]) == (pytest.approx(statistics.mean(values)), len(values))
+        assert found["std"] == pytest.approx(spread) if several else pd.isna(found["std"])
+        text = rf" $\pm$ {spread:.1f}" if several else ""
+        assert f"$|$ {found['mean']:.1f}{text} ({len(values)})" in latex
+    printed = table.paper.dropna().rename({AS_PUBLISHED: "SEE"}).to_dict()
+    assert printed == paper.set_index([*TABLE_CELL, "metric"]).percent.to_dict()
     assert table.command.isna().eq(table.n > 0).all()
 
 
-def test_a_row_changes_its_own_numbers_and_no_others(rows, root):
-    paper = read_paper(root / "nbs" / "experiments" / "paper" / "table1.csv")
-    before = side_by_side(paper, pd.DataFrame(rows))
-    for number, changed in ((1, 3), (3, 3), (5, 3), (6, 0), (8, 0)):
-        row = rows[number]
-        other = [
-            *rows[:number],
-            row | {k: v / 2 for k, v in row.items() if k.startswith("recall")},
-            *rows[number + 1 :],
-        ]
-        after = side_by_side(paper, pd.DataFrame(other))
-        different = (after.fillna(-1) != before.fillna(-1)).any(axis=1)
-        assert different.sum() == changed
-        if changed:
-            method, backbone, dataset = NAMES[
-                row["dataset"], row["backbone"], row["loss"], row["see"]
-            ]
-            assert before[different].drop_duplicates(TABLE_CELL)[TABLE_CELL].values.tolist() == [
-                [method, backbone, row["embedding_size"], dataset]
-            ]
-
-
-def test_the_run_of_a_command_fills_the_blank_beside_it(root, monkeypatch):
-    paper = read_paper(root / "nbs" / "experiments" / "paper" / "table1.csv")
+def test_the_run_of_a_command_fills_the_blank_beside_it(monkeypatch):
+    paper = read_paper(EXPERIMENTS / "paper" / "table1.csv")
     blank = side_by_side(paper, pd.DataFrame()).drop_duplicates(TABLE_CELL)
     blank = blank[blank.command.str.startswith("see-nb train ")]
     started = []
@@ -166,29 +104,33 @@ def test_the_run_of_a_command_fills_the_blank_beside_it(root, monkeypatch):
         raise Started
 
     monkeypatch.setattr("see_nb.training.training.train", train)
-    for line in blank.groupby(["method", "embedding_size"], sort=False).head(1).itertuples():
+    for line in blank.groupby(["line", "embedding_size"], sort=False).head(1).to_dict("records"):
         with pytest.raises(Started):
-            cli.main(line.command.split()[1:])
+            cli.main(line["command"].split()[1:])
         row = asdict(started[-1]) | {"recall_at_1": 0.5, "frames": "independent"}
         table = side_by_side(paper, pd.DataFrame([row]))
-        assert table[table.n > 0][TABLE_CELL].values.tolist() == [
-            [getattr(line, name) for name in TABLE_CELL]
+        assert table[table.n > 0][TABLE_CELL].to_dict("records") == [
+            {name: line[name] for name in TABLE_CELL}
         ]
     assert len(started) > 5
+
+
+def test_levels_are_what_pandas_makes_of_the_rows():
+    rows = read_rows(EXPERIMENTS / "results" / "evidence.jsonl")
+    assert not rows.duplicated("run").any()
+    rows = labelled(rows[rows.experiment == "evidence methods"])
+    table = levels_table(rows, ["dataset", "arm"]).set_index(["dataset", "arm"])
+    for cell, group in rows.groupby(["dataset", "arm"]):
+        mean, std = 100 * group.recall_at_1.mean(), 100 * group.recall_at_1.std()
+        assert table.loc[cell, "Recall@1, %"] == f"{mean:.2f} ± {std:.2f} ({len(group)})"
 
 
 def outputs(notebook: nbformat.NotebookNode) -> list[list[tuple[str, str]]]:
     "What each code cell shows: text, tables without the random names of their styles, pictures."
     shown = []
     for cell in (c for c in notebook.cells if c.cell_type == "code"):
-        parts = [
-            (
-                "text",
-                "".join(
-                    o.text for o in cell.outputs if o.output_type == "stream" and o.name == "stdout"
-                ),
-            )
-        ]
+        said = (o.text for o in cell.outputs if o.output_type == "stream" and o.name == "stdout")
+        parts = [("text", "".join(said))]
         for data in (o.data for o in cell.outputs if "data" in o):
             kind = next(k for k in ("image/png", "text/html", "text/plain") if k in data)
             parts.append((kind, re.sub(r"\bT_[0-9a-f]+", "T", data[kind])))
@@ -200,14 +142,9 @@ def pixels(png: str) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB"), dtype=float)
 
 
-REPORTS = sorted(
-    path.stem for path in (Path(__file__).parents[1] / "nbs" / "experiments").glob("*_report.ipynb")
-)
-
-
-@pytest.mark.parametrize("name", REPORTS)
-def test_a_report_comes_back_the_same_from_the_committed_rows(root, name, tmp_path):
-    path = root / "nbs" / "experiments" / f"{name}.ipynb"
+@pytest.mark.parametrize("name", sorted(path.stem for path in EXPERIMENTS.glob("*_report.ipynb")))
+def test_a_report_comes_back_the_same_from_the_committed_rows(name, tmp_path):
+    path = EXPERIMENTS / f"{name}.ipynb"
     committed = outputs(nbformat.read(path, as_version=4))
     again = outputs(run_cells(path, tmp_path / "again.ipynb"))
     assert any(committed)
@@ -216,8 +153,7 @@ def test_a_report_comes_back_the_same_from_the_committed_rows(root, name, tmp_pa
         for (kind, before), (_, now) in zip(old, new):
             if kind == "image/png":
                 one, two = pixels(before), pixels(now)
-                assert one.shape == two.shape and abs(one - two).mean() < 2, (
-                    f"cell {number}: another picture"
-                )
+                same = one.shape == two.shape and abs(one - two).mean() < 2
+                assert same, f"cell {number}: another picture"
             else:
                 assert before == now, f"cell {number}"

@@ -22,7 +22,6 @@ from torch import nn
 from see_nb.baselines.registry import EXPANSIONS, LOSSES, build_loss
 from see_nb.data.datasets import data_root, dataset_states, load_dataset
 from see_nb.errors import SeeError
-from see_nb.experiments.statistics import comparison_table
 from see_nb.method.see_loss import SEELoss
 from see_nb.retrieval.embedding import embed, evaluate
 from see_nb.training import steps, training
@@ -205,20 +204,6 @@ def test_a_row_is_whole_and_plain_json(tiny, tmp_path):
     assert len(row["history"]) == 2 and 0 <= row["history"][1]["map_at_r"] <= 1
     assert sum(row["own_proxy_histogram"]) == pytest.approx(1)
     assert row["recall_at_1"] == run.metrics["recall_at_1"]
-
-
-def test_tables_are_what_pandas_makes_of_the_rows(root):
-    rows = read_rows(root / "nbs" / "experiments" / "results" / "evidence.jsonl")
-    assert not rows.duplicated("run").any()
-    rows = rows[rows.experiment == "evidence methods"]
-    table = comparison_table(rows, ["dataset"], "recall_at_1", "Proxy-Anchor")
-    table = table.set_index(["dataset", "method"])
-    wide = rows.pivot_table(index=["dataset", "seed"], columns="method", values="recall_at_1")
-    for dataset, cell in wide.groupby(level=0):
-        for method in cell:
-            column = cell[method].dropna()
-            text = table.loc[(dataset, method)].iloc[0]
-            assert text == f"{column.mean():.1%} ± {column.std():.1%} ({len(column)})"
 
 
 def test_fewer_training_classes_are_drawn_by_the_seed_and_nested():
