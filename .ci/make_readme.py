@@ -1,4 +1,4 @@
-"""README.md from nbs/index.ipynb: text and stored outputs, no code; pictures go to nbs/images.
+"""README.md from nbs/index.ipynb: text and stored outputs, no code and no sidebar; pictures go to nbs/images.
 
 python .ci/make_readme.py [FOLDER]    writes FOLDER/README.md and FOLDER/nbs/images (default: the repository)
 """
@@ -40,6 +40,8 @@ def render(notebook) -> tuple[str, dict[str, bytes]]:
     "The text of the README, and the pictures by path."
     parts, pictures = [], {}
     for cell in notebook.cells:
+        if "{toctree}" in cell.source:  # the sidebar of the site
+            continue
         if cell.cell_type == "markdown":
             parts.append(re.sub(r"\]\(([^)]+)\)", from_the_top, cell.source))
             continue

@@ -308,7 +308,8 @@ def toy_notebooks(tmp_path_factory, root) -> Path:
         ]
         nbformat.write(new.new_notebook(cells=cells), folder / "experiments" / f"{name}.ipynb")
     shutil.copy(root / "nbs" / "conf.py", folder)
-    shutil.copytree(root / "nbs" / "_static", folder / "_static")
+    for name in ("_static", "images"):
+        shutil.copytree(root / "nbs" / name, folder / name)
     (folder / "index.md").write_text("# Toys\n\n```{toctree}\n:glob:\n\nexperiments/*\n```\n")
     return folder
 

@@ -10,7 +10,7 @@ from conftest import forked
 
 from see_nb import files
 from see_nb.errors import SeeError
-from see_nb.files import cannot_write, claimed, expanded, locked, make_folder, replacing
+from see_nb.files import cannot_write, claimed, locked, make_folder, replacing
 
 
 def wait_for(path, seconds=20):
@@ -122,11 +122,6 @@ def test_a_full_disk_is_no_missing_permission(tmp_path):
             raise OSError(errno.ENOSPC, "No space left on device")
     assert "permission" in str(cannot_write("row", PermissionError(errno.EACCES, "denied")))
     assert not list(tmp_path.iterdir())
-
-
-def test_a_home_that_is_not_there_is_told():
-    with pytest.raises(SeeError, match="no such home"):
-        expanded("~nobody_of_this_name/data")
 
 
 def test_who_waits_for_a_lock_says_so(tmp_path, monkeypatch, capfd):
