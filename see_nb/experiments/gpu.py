@@ -191,18 +191,14 @@ def tried(check: Callable[[], dict]) -> dict:
 
 # %% ../../nbs/experiments/13_gpu.ipynb #c19
 def _check_device(device: str) -> None:
-    "A SeeError unless it is the one that is there."
+    "A SeeError unless it is the one that torch would use."
     one_of("device", device, PLANS)
     there = "cuda" if torch.cuda.is_available() else "cpu"
-    remedies = {
-        "cuda": "To try the parts small, hide it: CUDA_VISIBLE_DEVICES= see-nb gpu-evidence "
-        "--device cpu.",
-        "cpu": "Run this where one is, or try its parts small on the CPU: --device cpu.",
-    }
     if device != there:
-        found = "found none" if there == "cpu" else "and there is one; got cpu"
         raise SeeError(
-            f"device: expected a GPU that torch can use (CUDA), {found}. {remedies[there]}"
+            f"device: expected {there}, which is what torch uses here, got {device}. Run this where "
+            "a GPU is, or try its parts small where none is or where it is hidden: "
+            "CUDA_VISIBLE_DEVICES= see-nb gpu-evidence --device cpu."
         )
 
 
