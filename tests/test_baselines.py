@@ -13,7 +13,7 @@ from pytorch_metric_learning.utils import loss_and_miner_utils as pml_pairs
 
 from see_nb.baselines.hyperbolic import PoincareDistance, ViewSoftmaxLoss, view_numbers
 from see_nb.baselines.memory import KoLeoRegularizer, MemoryLoss
-from see_nb.baselines.mining import Mined
+from see_nb.baselines.mining import Mined, asking
 from see_nb.baselines.pair_losses import LogRatioLoss, QuadrupletLoss
 from see_nb.baselines.proxy_losses import CentersRegularizer
 from see_nb.baselines.registry import (
@@ -23,7 +23,6 @@ from see_nb.baselines.registry import (
     build_loss,
     build_miner,
 )
-from see_nb.method.synthetics import asking
 
 C, D = 4, 8
 

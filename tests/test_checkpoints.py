@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import nn
 
+from see_nb.baselines.mining import TrainingHooks
 from see_nb.data.datasets import RetrievalDataset
 from see_nb.errors import SeeError
-from see_nb.method.synthetics import TrainingHooks
 from see_nb.training import splits
 from see_nb.training.checkpoints import FORMAT, read_checkpoint, save_checkpoint
 from see_nb.training.recipes import Recipe
@@ -123,7 +123,7 @@ def test_what_only_a_resume_needs_is_checked_too(stopped, tmp_path):
     edited = [state | {"optimizer": {}}, {k: v for k, v in state.items() if k != "epoch"}]
     for i, state in enumerate(edited):
         torch.save(state, tmp_path / f"{i}.pt")
-        with pytest.raises(SeeError, match="does not fit the recipe|lacks epoch"):
+        with pytest.raises(SeeError, match="its optimizer does not fit|lacks epoch"):
             train(SMALL, checkpoint=tmp_path / f"{i}.pt", resume=True, progress=False)
 
 

@@ -70,7 +70,7 @@ WRONG_INPUT = {  # one sentence of the package
     "train --root /no/such/folder": "root: there is no folder /no/such/folder",
     "train --embedding-size 8": "need at least 9 (K + 1), got 8",
     "train --batch-size 2": "A batch of one class has nothing to push apart",
-    "train --backbone resnet5o": "Close: resnet50",
+    "train --backbone resnet5o": "Did you mean 'resnet50'?",
     "train --loss soft_tripel": "Did you mean 'soft_triple'?",
     "train --expansion repaet": "Did you mean 'repeat'?",
     "train --preset cub200-deit-128": "Did you mean 'cub200-deit_small-128'?",

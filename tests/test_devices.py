@@ -14,19 +14,18 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from see_nb.baselines.mining import Mined
+from see_nb.baselines.mining import Mined, asking
 from see_nb.baselines.registry import EXPANSIONS, LOSSES, build_expansion, build_loss, build_miner
 from see_nb.data.datasets import RetrievalDataset
 from see_nb.experiments.gpu import all_checks, check_table, gpu_evidence, whole_table
 from see_nb.method import expansion, see_loss
 from see_nb.method.see_loss import SEELoss
-from see_nb.method.synthetics import asking
 from see_nb.retrieval.embedding import evaluate
 from see_nb.training.recipes import Recipe
 from see_nb.training.results import read_rows
 from see_nb.training.run import empty_model, make_objective
 from see_nb.training.splits import Splits
-from see_nb.training.training import Output, assemble, make_row, run_epochs
+from see_nb.training.training import Output, Training, make_row, run_epochs
 
 C, D, N_FEATURES = 6, 16, 20
 GPU, CPU = torch.device("cuda:0"), torch.device("cpu")
@@ -256,7 +255,7 @@ def trained_on(device: Device, recipe: Recipe) -> list[tuple[str, str]]:
     objective = make_objective(recipe, 8, model.n_features).to(accelerator.device)
     splits = Splits(photos(8, 0), test_set, photos(3, 2))
     with device:
-        training = assemble(recipe, model, objective, splits, accelerator, 0)
+        training = Training(recipe, model, objective, splits, accelerator, 0)
         run_epochs(training, Output(None, None), progress=False)
         row = make_row(training, "")
         again = evaluate(training.model, test_set, image_size=recipe.image_size)

@@ -13,8 +13,6 @@ from see_nb.method.expansion import (
     expand,
     expand_reference,
     expansion_errors,
-    random_directions,
-    repeat_sources,
 )
 from see_nb.method.see_loss import SEELoss
 
@@ -152,9 +150,9 @@ def test_no_tensor_of_another_mode_is_kept():
 def test_wrong_input_is_named():
     z, w = unit(4, 8), unit(4, 8)
     for call, words in (
-        (lambda: expand(z, w.float(), 4), "one precision, got float64 and float32"),
-        (lambda: expand(z.half(), w, 4), "one precision, got float16 and float64"),
-        (lambda: expand(z, w.to("meta"), 4), "one device, got cpu and meta"),
+        (lambda: expand(z, w.float(), 4), "one precision .*float64 .* and torch.float32"),
+        (lambda: expand(z.half(), w, 4), "one precision .*float16 .* and torch.float64"),
+        (lambda: expand(z, w.to("meta"), 4), "one device, got .* on cpu and .* on meta"),
         (lambda: expand(z, w, 8), "an embedding size of at least 9"),
     ):
         with pytest.raises(SeeError, match=words):
@@ -176,15 +174,6 @@ def test_the_gradient_is_the_one_with_directions_held(problem):
     expected = along - (total - along) / k + (g * lateral).sum((1, 2))[:, None] * r / rho
     scale = expected.abs().max().clamp_min(1)
     assert (torch.autograd.grad(x, z, g)[0] - expected).abs().max() < 1e-7 * scale
-
-
-@settings(max_examples=40)
-@given(problems())
-def test_controls_stay_on_the_cone(problem):
-    z, w, k = problem
-    errors = expansion_errors(z, w, random_directions(z, w, k))
-    assert max(errors["length"], errors["cosine to centre"]) < 1e-12
-    assert torch.equal(repeat_sources(z, w, k), z[:, None].expand(-1, k, -1))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])

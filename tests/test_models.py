@@ -113,7 +113,7 @@ def test_resnet50_starts_from_the_first_weights_of_torchvision(monkeypatch):
     monkeypatch.setattr("timm.models._builder.load_pretrained", no_network)
     with pytest.raises(
         ValueError,
-        match=r"resnet50 cannot be had \(OSError\). Give a file \(weights=.*pretrained=False",
+        match=r"resnet50 cannot be had with weights \(OSError\). Give a file \(weights=.*pretrained=False",
     ):
         create_model("resnet50", 8)
 

@@ -50,53 +50,38 @@ def test_any_fields_are_taken_or_refused_in_one_line(changes):
     assert Recipe(**asdict(recipe)) == recipe and len(recipe.fingerprint) == 12 and recipe.method
 
 
-@pytest.mark.parametrize(
-    "changes, message",
-    [
-        ({"samples_per_class": 0}, "samples_per_class: expected 1 to"),
-        ({"samples_per_class": -2}, "samples_per_class: expected 1 to"),
-        ({"width": 0}, "width: expected 1 to"),
-        ({"width": 100_000}, "width: expected 1 to 512"),
-        ({"smallest_crop": 2}, "smallest_crop: expected 0.01 to 1"),
-        ({"smallest_crop": 1e-9}, "smallest_crop: expected 0.01 to 1"),
-        ({"smallest_crop": float("nan")}, "smallest_crop: expected a number, got nan"),
-        ({"weight": float("nan")}, "weight: expected a number, got nan"),
-        ({"test_fraction": float("nan")}, "test_fraction: expected a number"),
-        ({"resize": -5}, "resize: expected -1 to"),
-        ({"resize": 1, "image_size": 64}, "resize: expected at least image_size"),
-        ({"image_size": 2000}, "image_size: expected 0 to 1,024"),
-        ({"image_size": 5}, "image_size: expected at least 16"),
-        ({"embedding_size": 10**8}, "embedding_size: expected 1 to"),
-        ({"embedding_size": 1}, r"need at least 9 \(K \+ 1\), got 1. Raise it, or train"),
-        ({"embedding_size": 8}, "use n_expansion <= 7"),
-        ({"proxy_rate": -1}, "proxy_rate: expected 0 to"),
-        ({"head_rate": -1}, "head_rate: expected 0 to"),
-        ({"step_factor": -0.5}, "step_factor: expected 0 to"),
-        ({"epochs": 0}, "epochs: expected 1 to"),
-        ({"epochs": 2.5}, "epochs: expected a whole number"),
-        ({"see": 1}, "see: expected True or False"),
-        ({"seed": -1}, "seed: expected 0 to"),
-        ({"loss": "proxy_ancor"}, "Did you mean 'proxy_anchor'"),
-        (
-            {"schedule": "cosin"},
-            "one_cycle, constant, step, cosine, got 'cosin'. Did you mean 'cosine'",
-        ),
-        ({"colour": 1}, "Recipe has no field 'colour'"),
-        ({"batch_size": 63}, "expected a multiple of samples_per_class"),
-        ({"frozen": True}, "conv4 starts at random"),
-        ({"frozen": 1}, "frozen: expected a text"),
-        ({"margin": "0.1"}, "margin: expected a number or None"),
-        ({"margin": 0.2, "loss": "contrastive"}, "the loss 'contrastive' has none"),
-        ({"encoder_grad": False, "proxy_grad": False}, "expected at least one of them"),
-        ({"epochs": 1}, "nothing would be expanded in 1 epoch with curriculum 'rising'"),
-        ({"fraction": 0}, "nothing would be expanded in 15 epochs"),
-        ({"epochs": 1, "curriculum": "threshold"}, "nothing would be expanded"),
-        (
-            {"weight": 0},
-            "nothing would be expanded at weight 0. Use a weight above 0, or see=False",
-        ),
-    ],
-)
+NOTHING = "nothing would be expanded "
+WRONG = [
+    ({"samples_per_class": 0}, "samples_per_class: expected at least 1"),
+    ({"width": 100_000}, "width: expected at most 512, got 100000"),
+    ({"smallest_crop": 1e-9}, "smallest_crop: expected at least 0.01"),
+    ({"weight": float("nan")}, "weight: expected a finite number, got nan"),
+    ({"resize": 1, "image_size": 64}, "resize: expected at least image_size"),
+    ({"image_size": 5}, "image_size: expected at least 16"),
+    ({"embedding_size": 1}, r"need at least 9 \(K \+ 1\), got 1. Raise it, or train"),
+    ({"embedding_size": 8}, "use n_expansion <= 7"),
+    ({"epochs": 2.5}, "epochs: expected a whole number"),
+    ({"see": 1}, "see: expected True or False"),
+    ({"loss": "proxy_ancor"}, "Did you mean 'proxy_anchor'"),
+    (
+        {"schedule": "cosin"},
+        "schedule: expected 'one_cycle', .* got 'cosin'. Did you mean 'cosine'",
+    ),
+    ({"colour": 1}, "Recipe has no field 'colour'"),
+    ({"batch_size": 63}, "expected a multiple of samples_per_class"),
+    ({"frozen": True}, "conv4 starts at random"),
+    ({"frozen": 1}, "frozen: expected a valid string"),
+    ({"margin": "0.1"}, "margin: expected a valid number"),
+    ({"margin": 0.2, "loss": "contrastive"}, "the loss 'contrastive' has none"),
+    ({"encoder_grad": False, "proxy_grad": False}, "expected at least one of them"),
+    ({"epochs": 1}, NOTHING + "in 1 epoch with curriculum 'rising'"),
+    ({"fraction": 0}, NOTHING + "in 15 epochs"),
+    ({"epochs": 1, "curriculum": "threshold"}, NOTHING),
+    ({"weight": 0}, NOTHING + "at weight 0, .* Use a weight above 0, or see=False"),
+]
+
+
+@pytest.mark.parametrize("changes, message", WRONG)
 def test_what_is_wrong_is_named(changes, message):
     with pytest.raises(SeeError, match=message):
         Recipe(**changes)
@@ -216,7 +201,7 @@ def test_a_row_gives_its_recipe_back_also_from_a_table_with_other_rows(seed):
     table = pd.DataFrame([{"run": "other"}, row])  # so whole numbers become floating point
     assert table.seed.dtype == float
     assert recipe_of(row) == recipe_of(table.iloc[1]) == recipe
-    with pytest.raises(SeeError, match="^row other: dataset: expected a text, got nan"):
+    with pytest.raises(SeeError, match="^row other: dataset: expected a valid string, got nan"):
         recipe_of(table.iloc[0])  # NaN everywhere
 
 

@@ -1,8 +1,8 @@
 "Rows: several writers, broken lines, and whatever a line may hold."
 
-import json
 import multiprocessing
 import warnings
+from functools import partial
 
 import pytest
 import torch
@@ -13,20 +13,15 @@ from see_nb.errors import SeeError
 from see_nb.training.results import append_row, check_writable, read_rows
 
 
-def write(path, writer):
-    for i in range(5):
-        append_row({"run": f"{writer}-{i}", "blob": "x" * 3000}, path, unique="run")
+def write(number, path):
+    append_row({"run": f"{number % 40}", "blob": "x" * 3000}, path, unique="run")
 
 
-def test_eight_writers_lose_no_row(tmp_path):
+def test_eight_processes_lose_no_row_and_write_none_twice(tmp_path):
     path = tmp_path / "rows.jsonl"
-    context = multiprocessing.get_context("fork")
-    writers = [context.Process(target=write, args=(path, n)) for n in range(8)]
-    for writer in writers:
-        writer.start()
-    for writer in writers:
-        writer.join(60)
-    assert read_rows(path).run.nunique() == len(read_rows(path)) == 40
+    with multiprocessing.get_context("fork").Pool(8) as pool:
+        pool.starmap(write, [(n, path) for n in range(80)], chunksize=1)
+    assert sorted(read_rows(path).run.astype(int)) == list(range(40))
 
 
 @settings(max_examples=60)
@@ -42,7 +37,7 @@ def test_any_bytes_are_rows_or_named(tmp_path_factory, lines):
         append_row({"seed": 2}, path)
         rows = read_rows(path)
     assert len(rows) == n_before + 1 and rows.seed.iloc[-1] == 2
-    assert all("not a whole row" in str(w.message) or "broke off" in str(w.message) for w in caught)
+    assert all("not a whole row" in str(w.message) for w in caught)
 
 
 @pytest.mark.parametrize(
@@ -72,7 +67,6 @@ def test_whole_rows_stay_whatever_surrounds_them(tmp_path):
         warnings.simplefilter("error")
         append_row({"seed": 2}, path)  # the last line lacks its end only
         assert read_rows(path).seed.tolist() == [0, 1, 2]
-    assert not path.with_name("rows.jsonl.damaged").exists()
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), torch.ones(2), {1, 2}, b"x"])
@@ -82,20 +76,10 @@ def test_what_json_cannot_hold_is_named_and_nothing_is_written(tmp_path, value):
     assert len(read_rows(tmp_path / "rows.jsonl")) == 0
 
 
-def test_a_missing_key_and_a_place_that_cannot_be_written_are_told(tmp_path):
-    with pytest.raises(SeeError, match="the row has no 'run', only seed"):
-        append_row({"seed": 1}, tmp_path / "rows.jsonl", unique="run")
+def test_a_place_that_cannot_be_written_is_told(tmp_path):
     (tmp_path / "folder.jsonl").mkdir()
     (tmp_path / "file").write_text("")
     for place in (tmp_path / "folder.jsonl", tmp_path / "file" / "rows.jsonl"):
-        with pytest.raises(SeeError):
-            append_row({"seed": 1}, place)
-        with pytest.raises(SeeError):
-            check_writable(place)
-
-
-def test_rows_from_before_independent_frames_are_marked(tmp_path):
-    path = tmp_path / "rows.jsonl"
-    old, new = {"see": True, "seed": 0}, {"see": True, "seed": 1, "frames": "independent"}
-    path.write_text("\n".join(map(json.dumps, (old, new))))
-    assert read_rows(path).frames.tolist() == ["shared", "independent"]
+        for write in (partial(append_row, {"seed": 1}), check_writable):
+            with pytest.raises(SeeError, match="cannot be written"):
+                write(place)

@@ -14,17 +14,18 @@ from torch.utils.data import DataLoader, SequentialSampler, TensorDataset
 
 from see_nb.baselines.registry import build_loss
 from see_nb.errors import SeeError
-from see_nb.method.adapters import RunningMeans
+from see_nb.method.curriculum import ExpansionSchedule
+from see_nb.method.running_means import RunningMeans
 from see_nb.method.see_loss import SEELoss
 
 C, D, STEPS, EPOCHS, MIDDLE = 6, 12, 4, 4, 10
 KINDS = {
     "proxies": lambda **o: SEELoss.as_published(losses.ProxyAnchorLoss(C, D), EPOCHS, **o),
     "encoder": lambda **o: SEELoss(
-        losses.ArcFaceLoss(C, D), 4, schedule=lambda e: 0.1 * e, encoder_grad=True, **o
+        losses.ArcFaceLoss(C, D), 4, schedule=ExpansionSchedule(EPOCHS), encoder_grad=True, **o
     ),
     "pairs": lambda **o: SEELoss(losses.ContrastiveLoss(), 4, **o),
-    "running means": lambda **o: SEELoss(losses.NTXentLoss(), 4, centers=RunningMeans(), **o),
+    "running means": lambda **o: SEELoss(losses.NTXentLoss(), 4, centers=RunningMeans(C, D), **o),
     "memory": lambda **o: SEELoss(losses.CrossBatchMemory(losses.ContrastiveLoss(), D, 64), 4, **o),
     "miner": lambda **o: SEELoss(
         losses.TripletMarginLoss(), 4, miner=miners.MultiSimilarityMiner(), **o
@@ -305,25 +306,18 @@ def test_labels_beyond_the_classes_are_told(name):
 
 def test_running_means_refuse_what_they_have_no_room_for():
     x, y = images(1)[0]
-    for n_classes, wrong in ((0, y - 1), (0, y + 4_102_000_000), (C, y + 1)):
-        see = SEELoss(losses.NTXentLoss(), 4, centers=RunningMeans(n_classes=n_classes))
-        with pytest.raises(SeeError, match="labels: expected classes 0 to"):
+    see = SEELoss(losses.NTXentLoss(), 4, centers=RunningMeans(C, D))
+    for wrong in (y - 1, y + 1, y + 4_102_000_000):
+        with pytest.raises(SeeError, match="labels: expected classes 0 to 5"):
             see(x[:, :D], wrong)
-    see = SEELoss(losses.NTXentLoss(), 4, centers=RunningMeans())
-    see(x[:, :D], y)
-    with pytest.raises(SeeError, match="RunningMeans are of embedding size 12, got 10"):
+    with pytest.raises(SeeError, match="the size of the loss's centers"):
         see(x[:, :10], y)
-    fewer = SEELoss(losses.NTXentLoss(), 4, centers=RunningMeans(n_classes=3))
-    with pytest.raises(SeeError, match="means of 6 classes, and RunningMeans has room for 3"):
-        fewer.load_state_dict(see.state_dict())
 
 
 @pytest.mark.parametrize(
     "words, options",
     [
-        ("no option 'k'. Did you mean 'n_expansion'", {"k": 4}),
-        ("no option 'weigth'. Did you mean 'weight'", {"weigth": 1}),
-        ("can serve 'own' or 'batch', got 'references'", {"place": "references"}),
+        ("expected 'own' of ProxyAnchorLoss, got 'references'", {"place": "references"}),
         ("centers: expected rows that are not zero", {"centers": torch.zeros(C, D)}),
         ("centers: expected finite numbers", {"centers": torch.full((C, D), torch.nan)}),
     ],

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import SeeError
+from ..errors import check_that
 
 # %% ../../nbs/baselines/08_hard_proxies.ipynb #c06
 def manifold_similarity(
@@ -58,16 +58,12 @@ class HardProxyLoss(nn.Module):
         seed: int = 0,  # of the partitions
     ):
         super().__init__()
-        if embedding_size % learners or embedding_size < 2 * learners:
-            raise SeeError(
-                f"embedding_size: expected a multiple of the {learners} learners, two dimensions "
-                f"each or more, got {embedding_size}."
-            )
-        if not 0 <= reach < 1 or not 0 <= hardness < 0.5:
-            raise SeeError(
-                f"expected 0 <= reach < 1 and 0 <= hardness < 1/2, got {reach} and {hardness}. At "
-                "1/2 a proxy reaches the border to its neighbour."
-            )
+        fits = embedding_size % learners == 0 and embedding_size >= 2 * learners
+        expected = f"a multiple of the {learners} learners, two dimensions each or more"
+        check_that(fits, "embedding_size", embedding_size, expected)
+        check_that(0 <= reach < 1, "reach", reach, "a number in [0, 1)")
+        remedy = "At 1/2 a proxy reaches the border to its neighbour."
+        check_that(0 <= hardness < 0.5, "hardness", hardness, "a share in [0, 1/2)", remedy)
         self.num_classes = num_classes
         self.reach, self.hardness, self.scale = reach, hardness, scale
         m = min(meta_classes, num_classes)

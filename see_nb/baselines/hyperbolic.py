@@ -12,7 +12,7 @@ from pytorch_metric_learning import distances, losses
 from pytorch_metric_learning.utils import loss_and_miner_utils as pairs_of
 from torch import Tensor, nn
 
-from ..errors import SeeError
+from ..errors import check_that
 
 # %% ../../nbs/baselines/05_hyperbolic.ipynb #c07
 class PoincareDistance(distances.BaseDistance):
@@ -25,11 +25,8 @@ class PoincareDistance(distances.BaseDistance):
         **kwargs,
     ):
         super().__init__(**kwargs)
-        if curvature <= 0 or clip_radius <= 0:
-            raise SeeError(
-                f"expected curvature > 0 and clip_radius > 0, got {curvature} and {clip_radius}. "
-                "Near 0 the space is flat."
-            )
+        for name, value in {"curvature": curvature, "clip_radius": clip_radius}.items():
+            check_that(value > 0, name, value, "more than 0", "Near 0 the space is flat.")
         self.curvature, self.clip_radius = curvature, clip_radius
 
     def to_ball(self, embeddings: Tensor) -> Tensor:  # (N, D) -> (N, D), shorter than 1 / sqrt(c)
@@ -77,8 +74,7 @@ class ViewSoftmaxLoss(losses.BaseMetricLossFunction):
         **kwargs,  # distance, reducer, ...
     ):
         super().__init__(**kwargs)
-        if temperature <= 0:
-            raise SeeError(f"temperature: expected more than 0, got {temperature}. Hyp uses 0.2.")
+        check_that(temperature > 0, "temperature", temperature, "more than 0", "Hyp uses 0.2.")
         self.temperature = temperature
 
     def compute_loss(self, embeddings, labels, indices_tuple, ref_emb, ref_labels):

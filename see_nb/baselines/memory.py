@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from pytorch_metric_learning import distances, losses, reducers, regularizers
 from torch import Tensor, nn
 
-from ..errors import SeeError
+from ..errors import check_that
 
 # %% ../../nbs/baselines/04_memory.ipynb #c07
 class BatchSumReducer(reducers.BaseReducer):
@@ -27,11 +27,8 @@ class KoLeoRegularizer(regularizers.BaseRegularizer):
     "Minus the log distance to the nearest other embedding (Sablayrolles et al., ICLR 2019)."
 
     def compute_loss(self, embeddings):  # (B, D), normalised here
-        if len(embeddings) < 2:
-            raise SeeError(
-                f"embeddings: expected at least 2, got {len(embeddings)}. One embedding has no "
-                "neighbour."
-            )
+        n = len(embeddings)
+        check_that(n >= 2, "embeddings", n, "at least 2", "One embedding has no neighbour.")
         x = F.normalize(embeddings, dim=-1)
         nearest = (x @ x.T).detach().fill_diagonal_(-2).argmax(1)
         squares = (x - x[nearest]).square().sum(-1)

@@ -14,7 +14,7 @@ from pytorch_metric_learning import losses, regularizers
 from pytorch_metric_learning.utils import loss_and_miner_utils as pairs_of
 from torch import nn
 
-from ..errors import SeeError
+from ..errors import check_that
 
 # %% ../../nbs/baselines/02_proxy_losses.ipynb #c06
 class CurricularFaceLoss(losses.ArcFaceLoss):
@@ -30,10 +30,8 @@ class CurricularFaceLoss(losses.ArcFaceLoss):
         **kwargs,
     ):
         super().__init__(num_classes, embedding_size, margin=margin, scale=scale, **kwargs)
-        if not 0 <= momentum <= 1:
-            raise SeeError(
-                f"momentum: expected a number in [0, 1], got {momentum}. The paper has 0.99."
-            )
+        fits = 0 <= momentum <= 1
+        check_that(fits, "momentum", momentum, "a number in [0, 1]", "The paper has 0.99.")
         self.momentum = momentum
         self.register_buffer("t", torch.zeros(()))
 
@@ -65,11 +63,9 @@ class CentersRegularizer(regularizers.BaseRegularizer):
         **kwargs,
     ):
         super().__init__(**kwargs)
-        if centers_per_class < 2:
-            raise SeeError(
-                f"centers_per_class: expected at least 2, got {centers_per_class}. One centre has "
-                "no other to be close to."
-            )
+        remedy = "One centre has no other to be close to."
+        fits = centers_per_class >= 2
+        check_that(fits, "centers_per_class", centers_per_class, "at least 2", remedy)
         self.centers_per_class = centers_per_class
 
     def compute_loss(self, centers):  # (C * centers_per_class, D), class after class

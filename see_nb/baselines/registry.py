@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from importlib import import_module
 from inspect import signature
 
-from ..errors import SeeError, one_of
+from ..errors import SeeError, check_that, one_of
 
 # %% ../../nbs/baselines/00_registry.ipynb #c06
 SIZES = ("num_classes", "embedding_size", "n_features")
@@ -58,13 +58,9 @@ class ExpansionEntry:
 # %% ../../nbs/baselines/00_registry.ipynb #c09
 _PML = "pytorch_metric_learning.losses:"
 _OURS = "see_nb.baselines."
-_BY_DISTANCE = {
-    "miner": "pytorch_metric_learning.miners:DistanceWeightedMiner",
-    "miner_settings": {"cutoff": 0.5, "nonzero_loss_cutoff": 1.4},
-}
 _ARC = math.degrees(0.5)  # the library takes degrees, the papers say 0.5 rad
 
-LOSSES = {
+_WITH_PROXIES = {
     "proxy_anchor": LossEntry(
         "Proxy-Anchor", ONE, _PML + "ProxyAnchorLoss", {"margin": 0.1, "alpha": 32},
         "Kim et al., CVPR 2020, Eq. 4"),
@@ -93,6 +89,19 @@ LOSSES = {
         "SoftTriple", SEVERAL, _OURS + "proxy_losses:soft_triple",
         {"centers_per_class": 10, "la": 20, "gamma": 0.1, "margin": 0.01, "weight_reg_weight": 0.2},
         "Qian et al., ICCV 2019"),
+    "hard_proxies": LossEntry(
+        "Hard proxies", META, _OURS + "hard_proxies:HardProxyLoss",
+        {"learners": 4, "meta_classes": 16, "reach": 0.5, "hardness": 0.25, "scale": 16},
+        "Aziere and Todorovic, CVPR 2019; the settings are ours"),
+}  # fmt: skip
+
+# %% ../../nbs/baselines/00_registry.ipynb #c09b
+_BY_DISTANCE = {
+    "miner": "pytorch_metric_learning.miners:DistanceWeightedMiner",
+    "miner_settings": {"cutoff": 0.5, "nonzero_loss_cutoff": 1.4},
+}
+
+_OVER_PAIRS = {
     "contrastive": LossEntry(
         "Contrastive", PAIRS, _PML + "ContrastiveLoss", {"pos_margin": 0, "neg_margin": 1},
         "Hadsell et al., CVPR 2006", sizes=()),
@@ -128,6 +137,10 @@ LOSSES = {
     "ntxent": LossEntry(
         "NT-Xent", PAIRS, _PML + "NTXentLoss", {"temperature": 0.1},
         "Chen et al., ICML 2020, Eq. 1", sizes=()),
+}  # fmt: skip
+
+# %% ../../nbs/baselines/00_registry.ipynb #c09d
+_BEYOND_A_BATCH = {
     "xbm": LossEntry(
         "XBM", PAIRS, _OURS + "memory:contrastive_with_memory",
         {"memory_size": 4096, "pos_margin": 1, "neg_margin": 0.5}, "Wang et al., CVPR 2020",
@@ -157,14 +170,12 @@ LOSSES = {
         {"n_clusters": 30, "adversarial": 2500, "auxiliary_size": 128, "width": 512, "every": 4,
          "random_clusters": 0.2, "without": 0.2},
         "Roth et al., ICCV 2019, released runs on CUB", sizes=SIZES, samples_per_class=4),
-    "hard_proxies": LossEntry(
-        "Hard proxies", META, _OURS + "hard_proxies:HardProxyLoss",
-        {"learners": 4, "meta_classes": 16, "reach": 0.5, "hardness": 0.25, "scale": 16},
-        "Aziere and Todorovic, CVPR 2019; the settings are ours"),
     "log_ratio": LossEntry(
         "Log-ratio", GRADED, _OURS + "pair_losses:LogRatioLoss", {"eps": 1e-6},
         "Kim et al., CVPR 2019", sizes=()),
 }  # fmt: skip
+
+LOSSES = _WITH_PROXIES | _OVER_PAIRS | _BEYOND_A_BATCH
 
 # %% ../../nbs/baselines/00_registry.ipynb #c11
 _MADE = "see_nb.baselines.augmentations:"
@@ -177,10 +188,10 @@ EXPANSIONS = {
     "closed_form": ExpansionEntry(
         "SEE, closed form", _WAY, "this project", {"expansion": "closed_form"},
         makes_points=False),
-    "none": ExpansionEntry("nothing", _WAY, "control", {"expansion": "none"}),
-    "one_frame": ExpansionEntry("one frame a batch", _WAY, "control", {"expansion": "one_frame"}),
-    "repeat": ExpansionEntry("repeats", _WAY, "control", {"expansion": "repeat"}),
-    "random": ExpansionEntry("random directions", _WAY, "control", {"expansion": "random"}),
+    "none": ExpansionEntry("nothing", _MADE + "Nothing", "control"),
+    "one_frame": ExpansionEntry("one frame a batch", _MADE + "OneFrame", "control"),
+    "repeat": ExpansionEntry("repeats", _MADE + "Repeat", "control"),
+    "random": ExpansionEntry("random directions", _MADE + "RandomDirections", "control"),
     "embedding_expansion": ExpansionEntry(
         "Embedding Expansion", _MADE + "EmbeddingExpansion", "Ko and Gu, CVPR 2020",
         recipe=_WHOLE),
@@ -214,12 +225,7 @@ def _build(name: str, entry: LossEntry | ExpansionEntry, *sizes: int):
     least = dict(zip(SIZES, (2, 2, 1)))
     given = {size: n for size, n in zip(SIZES, sizes) if size in entry.sizes}
     for size, n in given.items():
-        if n < least[size]:
-            raise SeeError(
-                f"{name}: expected {size} of at least {least[size]}, got {n}. It has parameters "
-                f"for {', '.join(entry.sizes)}: classes of the training images, size of the "
-                "embeddings, features that the head is fed."
-            )
+        check_that(n >= least[size], f"{name}: {size}", n, f"at least {least[size]}")
     return _load(entry.builder)(**given, **entry.settings)
 
 
@@ -232,12 +238,9 @@ def build_loss(
 ):  # nn.Module: (embeddings (B, D), labels (B,), indices_tuple=None) -> scalar
     "The loss of that name, new and untrained."
     one_of("loss", name, LOSSES)
-    if n_classes < 2 or embedding_size < 2:
-        raise SeeError(
-            "expected at least 2 classes and an embedding size of at least 2, got "
-            f"n_classes={n_classes}, embedding_size={embedding_size}. One class has nothing to "
-            "be told apart from."
-        )
+    remedy = "One class has nothing to be told apart from."
+    check_that(n_classes >= 2, "n_classes", n_classes, "at least 2", remedy)
+    check_that(embedding_size >= 2, "embedding_size", embedding_size, "at least 2")
     entry = LOSSES[name]
     entry = replace(entry, settings=entry.settings | settings)
     return _build(name, entry, n_classes, embedding_size, n_features)

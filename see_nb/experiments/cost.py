@@ -29,7 +29,7 @@ from ..data.datasets import RetrievalDataset
 from ..training.recipes import Recipe
 from ..training.run import empty_model, make_objective
 from ..training.splits import Splits
-from ..training.training import assemble, start_processes
+from ..training.training import Training, start_processes
 
 # %% ../../nbs/experiments/04_cost.ipynb #c05
 def clock() -> str:  # a function of the module time
@@ -167,7 +167,7 @@ def noise_step(
     noise = RetrievalDataset(pixels, labels, [str(c) for c in range(n_classes)])
     model = empty_model(recipe, 3, pretrained=False).to(accelerator.device)
     objective = make_objective(recipe, n_classes, model.n_features).to(accelerator.device)
-    training = assemble(recipe, model, objective, Splits(noise, noise), accelerator, 0)
+    training = Training(recipe, model, objective, Splits(noise, noise), accelerator, 0)
     if recipe.see:
         objective.set_epoch(recipe.epochs - 1)
     training.step.train()

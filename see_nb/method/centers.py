@@ -9,7 +9,7 @@ __all__ = ['mmd_centers']
 import torch
 from torch import Tensor
 
-from ..errors import SeeError
+from ..errors import check_that
 
 # %% ../../nbs/method/01_centers.ipynb #c11
 def mmd_centers(
@@ -19,14 +19,10 @@ def mmd_centers(
     device: torch.device | str | None = None,  # of the result
 ) -> Tensor:  # (L, L - 1), unit rows, pairwise cosine -1 / K, lower triangular, first row e_1
     "Vertices of a regular simplex: MMD centers (Pang et al., ICML 2018)."
-    if n_centers < 2:
-        raise SeeError(
-            f"n_centers: expected at least 2 (one source and one synthetic), got {n_centers}. "
-            "Use n_centers = n_expansion + 1."
-        )
+    expected = "at least 2, one source and one synthetic"
+    check_that(n_centers >= 2, "n_centers", n_centers, expected, "Use n_expansion + 1.")
     k, dtype = n_centers - 1, dtype or torch.get_default_dtype()
-    if not dtype.is_floating_point:
-        raise SeeError(f"dtype: expected floating point, got {dtype}. Leave it out.")
+    check_that(dtype.is_floating_point, "dtype", str(dtype), "floating point", "Leave it out.")
     precise = torch.promote_types(dtype, torch.float32)
     rest = torch.arange(k, 0, -1, dtype=precise, device=device)  # K - j
     diagonal = torch.sqrt((k + 1) * rest / (k * (rest + 1)))

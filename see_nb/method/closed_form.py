@@ -12,36 +12,46 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .expansion import check_n_expansion, full_precision
+from .expansion import check_n_expansion, decompose, full_precision
+from .proxy_anchor import anchor_logits, anchor_terms
 
 # %% ../../nbs/method/09_closed_form.ipynb #c12
+_POLYNOMIALS = (  # in (nu / s)^2, its highest power first: DLMF 10.41.10
+    (-5 / 24, 3 / 24),
+    (385 / 1152, -462 / 1152, 81 / 1152),
+    (-425425 / 414720, 765765 / 414720, -369603 / 414720, 30375 / 414720),
+    tuple(c / 39813120 for c in (185910725, -446185740, 349922430, -94121676, 4465125)),
+)
+
+
+def _polynomial(y: Tensor, first: float, *rest: float) -> Tensor:
+    "By Horner's rule, in place: fresh tensors of (C, B) cost more than the arithmetic."
+    value = y * first + rest[0]
+    for coefficient in rest[1:]:
+        value.mul_(y).add_(coefficient)
+    return value
+
+
 def _uniform_expansion(
     kappa2: Tensor,  # kappa^2, at least 0
     nu: float,  # order, at least 10
 ) -> Tensor:
     "log E exp(kappa t) by Debye's uniform expansion of the Bessel function (DLMF 10.41.3)."
-    s = (kappa2 + nu * nu).sqrt()
-    q, x = kappa2 / (s + nu), 1 / s
-    y = (nu * x) ** 2
-    terms = [
-        (3 - 5 * y) / 24,
-        (81 + y * (-462 + y * 385)) / 1152,
-        (30375 + y * (-369603 + y * (765765 - y * 425425))) / 414720,
-        (4465125 + y * (-94121676 + y * (349922430 + y * (-446185740 + y * 185910725)))) / 39813120,
-    ][: 4 if nu < 60 else 2]
-    series = torch.zeros_like(s)
-    for term in reversed(terms):
-        series = (series + term) * x
+    s = (kappa2 + nu * nu).sqrt_()
+    x = nu / s
+    y = x.square()
+    last, *others = reversed(_POLYNOMIALS[: 4 if nu < 60 else 2])
+    series = _polynomial(y, *last)
+    for polynomial in others:
+        series.mul_(x / nu).add_(_polynomial(y, *polynomial))
+    correction = series.mul_(x / nu).add_(1).mul_(x.sqrt_()).log_()
+    q = kappa2 / s.add_(nu)
     stirling = math.lgamma(nu + 1) - nu * math.log(nu) + nu - 0.5 * math.log(2 * math.pi * nu)
-    slope = nu * torch.log1p(q / (2 * nu))
-    return stirling + q - slope + ((1 + series) * (nu * x).sqrt()).log()
+    return correction.add_(q).add_(stirling).sub_(q.div_(2 * nu).log1p_(), alpha=nu)
 
 # %% ../../nbs/method/09_closed_form.ipynb #c13
-def log_mean_exp(
-    kappa2: Tensor,  # kappa^2, at least 0, any shape
-    dim: int,  # d, dimensions of the space, at least 1
-) -> Tensor:  # log E exp(kappa t), at least 0
-    "Log of the mean of exp(kappa t), t a coordinate of a uniform unit vector."
+def _by_recurrence(kappa2: Tensor, dim: int) -> Tensor:
+    "The expansion at an order that is large enough, and steps down from there."
     nu = dim / 2 - 1
     steps = max(0, math.ceil(10 - nu))
     value = _uniform_expansion(kappa2, nu + steps)
@@ -51,6 +61,28 @@ def log_mean_exp(
             share = kappa2 / (4 * (order + 1) * (order + 2)) * (above - value).exp()
             value, above = value + torch.log1p(share), value
     return value
+
+
+class _LogMeanExp(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, kappa2: Tensor, dim: int) -> Tensor:
+        value = _by_recurrence(kappa2, dim)
+        ctx.save_for_backward(kappa2, value)
+        ctx.dim = dim
+        return value
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        kappa2, value = ctx.saved_tensors
+        return grad * (log_mean_exp(kappa2, ctx.dim + 2) - value).exp() / (2 * ctx.dim), None
+
+
+def log_mean_exp(
+    kappa2: Tensor,  # kappa^2, at least 0, any shape
+    dim: int,  # d, dimensions of the space, at least 1
+) -> Tensor:  # log E exp(kappa t), at least 0
+    "Log of the mean of exp(kappa t), t a coordinate of a uniform unit vector."
+    return _LogMeanExp.apply(kappa2, dim)
 
 # %% ../../nbs/method/09_closed_form.ipynb #c17
 def expected_proxy_anchor(
@@ -65,26 +97,16 @@ def expected_proxy_anchor(
     "Proxy-Anchor of K synthetics per source, each with its mean weight instead of a drawn one."
     check_n_expansion(n_expansion, embeddings.shape[-1])
     with torch.autocast(embeddings.device.type, enabled=False):
-        z, p, k = full_precision(embeddings), full_precision(proxies), n_expansion
-        p = F.normalize(p, dim=-1).to(z.dtype)
+        z, k = full_precision(embeddings), n_expansion
+        p = F.normalize(full_precision(proxies), dim=-1).to(z.dtype)
         w = p.detach()[labels]
-        c = (z * w).sum(-1, keepdim=True)
-        r = z - c * w
-        rho2 = (r * r).sum(-1, keepdim=True)
-        to_w, to_r = w @ p.T, r @ p.T  # a and rho e, (B, C)
-        kappa2 = (rho2 - rho2 * to_w.square() - to_r.square()).clamp_min(0) * (
-            alpha**2 * (1 - 1 / k**2)
-        )
-        fixed = (alpha * c) * to_w - (alpha / k) * to_r
-        negative = fixed + log_mean_exp(kappa2, z.shape[1] - 2) if k > 1 else fixed
-        return _anchor_terms(fixed, negative, labels, math.log(k) + alpha * margin)
-
-
-def _anchor_terms(positive: Tensor, negative: Tensor, labels: Tensor, constant: float) -> Tensor:
-    "Both terms from each source's logits (B, C): softplus of log-sums, mean over classes."
-    same = labels[:, None] == labels
-    share = 1 / same.sum(1)  # the classes of the batch, each once
-    own = positive.gather(1, labels[:, None]).squeeze(1)
-    pull = torch.where(same, -own, -torch.inf).logsumexp(1) + constant
-    push = negative.scatter(1, labels[:, None], -torch.inf).logsumexp(0) + constant
-    return (F.softplus(pull) * share).sum() / share.sum().clamp_min(1) + F.softplus(push).mean()
+        m, r, rho = decompose(z, w)
+        fixed = m - r / k
+        pulls, pushes = anchor_logits(fixed, labels, p, alpha, margin + math.log(k) / alpha)
+        if k > 1:
+            scale = alpha * math.sqrt(1 - 1 / k**2)
+            a, e = p @ (scale * rho * w).T, p @ (scale * r).T  # (C, B)
+            kappa2 = (scale * rho.T).square() - a.square() - e.square()
+            pushes = pushes + log_mean_exp(kappa2.clamp_min(0), z.shape[1] - 2)
+        positive, negative = anchor_terms(pulls, pushes, labels)
+        return positive + negative
