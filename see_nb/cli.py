@@ -259,6 +259,7 @@ class Compare(Command):
     root: Root = None
     size: str = "small"  # recipe of all but the loss: small, medium, large, auto; '': the defaults
     preset: str = ""  # or a recipe of the paper's table, for instance cub200-deit_small-128
+    weights: str = ""  # file of the backbone's weights; if not given, they come from the hub
     test_fraction: float = 0.5  # share of the classes that test, for a folder of your own
     epochs: int = 0  # passes over the training images; 0: as the recipe says
     seeds: int = 8  # paired runs of each
@@ -300,7 +301,8 @@ class Compare(Command):
         else:
             base = first_recipe("", self.size, self.dataset, self.root, self.test_fraction)
             base = replace(base, dataset=self.dataset)
-        base = replace(base, epochs=self.epochs or base.epochs)
+        given = {"epochs": self.epochs, "weights": self.weights}
+        base = replace(base, **{name: value for name, value in given.items() if value})
         return {text: recipe_for(text, base) for text in self.losses}
 
 # %% ../nbs/cli.ipynb #c14

@@ -1,17 +1,17 @@
 "Checkpoints: damaged, edited, foreign, or of another training."
 
-import random
 import warnings
 from dataclasses import replace
 
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from see_nb.baselines.mining import TrainingHooks
 from see_nb.data.datasets import RetrievalDataset
 from see_nb.errors import SeeError
-from see_nb.training import splits
+from see_nb.training import training
 from see_nb.training.checkpoints import FORMAT, read_checkpoint, save_checkpoint
 from see_nb.training.recipes import Recipe
 from see_nb.training.results import read_rows
@@ -25,21 +25,6 @@ KEPT = {"checkpoint_every": 2, "progress": False}
 
 class PowerCut(Exception):
     pass
-
-
-@pytest.fixture
-def tiny(monkeypatch):
-    "Noise of 20 classes that trains in a moment; what is put into it replaces a split."
-    images = torch.randint(0, 256, (160, 1, 16, 16), dtype=torch.uint8)
-    labels = torch.arange(20).repeat_interleave(8)
-    parts = {
-        split: RetrievalDataset(images, labels, [f"{split} {i}" for i in range(20)], "tiny", split)
-        for split in ("train", "test")
-    }
-    monkeypatch.setattr(
-        splits, "load_dataset", lambda name, root=None, split="train", **options: parts[split]
-    )
-    return parts
 
 
 @pytest.fixture
@@ -57,19 +42,6 @@ def stopped(tiny, tmp_path, monkeypatch):
         with pytest.raises(PowerCut):
             train(SMALL, checkpoint=tmp_path / "c.pt", **KEPT)
     return tmp_path / "c.pt"
-
-
-def test_no_flipped_bit_gives_other_weights(stopped, tmp_path):
-    whole, right = stopped.read_bytes(), read_checkpoint(stopped)["model"]
-    for place in random.Random(0).sample(range(8 * len(whole)), 60):
-        flipped = bytearray(whole)
-        flipped[place // 8] ^= 1 << place % 8
-        (tmp_path / "flipped.pt").write_bytes(flipped)
-        try:
-            found = read_checkpoint(tmp_path / "flipped.pt")["model"]
-        except SeeError:
-            continue
-        assert all(torch.equal(found[name], value) for name, value in right.items())
 
 
 @pytest.mark.parametrize("size", [0, 1, 100, 2000])
@@ -109,12 +81,9 @@ def test_an_edited_checkpoint_is_refused_in_one_line(stopped, tmp_path, finished
     for name, edited in edits(state).items():
         path = tmp_path / "edited.pt"
         torch.save(edited, path)
-        try:
+        with pytest.raises(SeeError) as refused:
             load_run(path)
-        except SeeError as error:
-            text = str(error)
-        else:
-            pytest.fail(f"not refused: {name}")
+        text = str(refused.value)
         assert "\n" not in text and "weights_only" not in text, (name, text)
 
 
@@ -131,7 +100,7 @@ def test_a_changed_data_set_is_not_gone_on_with(stopped, tiny):
     part = tiny["train"]
     renamed = ["new name", *part.classes[1:]]
     tiny["train"] = RetrievalDataset(part.images, part.labels, renamed, "tiny", "train")
-    with pytest.raises(SeeError, match="'train 0'.*missing.*'new name'.*new"):
+    with pytest.raises(SeeError, match="the classes missing now are train 0"):
         train(SMALL, checkpoint=stopped, resume=True, **KEPT)
     images = part.images.clone()
     images[0, 0, 0, 0] ^= 1
@@ -145,33 +114,30 @@ def test_a_changed_data_set_is_not_gone_on_with(stopped, tiny):
 def test_trained_classes_are_not_tested(tiny):
     tiny["test"] = tiny["test"].select_classes(torch.arange(5))
     tiny["test"].classes[2] = "train 3"
-    with pytest.raises(SeeError, match="'train 3'"):
+    with pytest.raises(SeeError, match="were: train 3"):
         train(SMALL, progress=False)
     facts = tiny["train"].facts()
-    with pytest.raises(SeeError, match="'train 3'"):
+    with pytest.raises(SeeError, match="were: train 3"):
         load_split(SMALL, trained=facts)
 
 
 def test_an_added_class_of_photos_leaves_the_split_of_the_model(tmp_path):
-    from PIL import Image
+    photos = tmp_path / "photos"
 
     def add(name):
-        (tmp_path / "photos" / name).mkdir(parents=True)
+        (photos / name).mkdir(parents=True)
         for i in range(2):
-            Image.new("RGB", (32, 32), (len(name), 9 * i, 7)).save(
-                tmp_path / "photos" / name / f"{i}.png"
-            )
+            image = Image.new("RGB", (32, 32), (len(name), 9 * i, 7))
+            image.save(photos / name / f"{i}.png")
 
     for i in range(8):
         add("c" * (i + 1))
-    own = Recipe(dataset="folder", image_size=16, batch_size=4, epochs=2, width=4, validation=0, embedding_size=12)  # fmt: skip
+    own = replace(SMALL, dataset="folder", image_size=16, batch_size=4)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # few classes
-        run = train(own, root=tmp_path / "photos", checkpoint=tmp_path / "c.pt", progress=False)
+        run = train(own, root=photos, checkpoint=tmp_path / "c.pt", progress=False)
     add("a")
-    test_set = load_split(
-        own, tmp_path / "photos", trained=load_run(tmp_path / "c.pt").data["train"]
-    )
+    test_set = load_split(own, photos, trained=load_run(tmp_path / "c.pt").data["train"])
     assert not set(test_set.classes) & set(run.classes) and "a" in test_set.classes
 
 
@@ -229,8 +195,6 @@ def test_a_watcher_that_finds_no_number_is_told_at_once(tiny):
 
 
 def test_a_loss_that_wants_to_know_the_training_set_is_told_each_epoch(tiny, tmp_path, monkeypatch):
-    from see_nb.training import training
-
     real, calls = training.make_objective, []
 
     class Curious(TrainingHooks, nn.Module):

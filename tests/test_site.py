@@ -71,14 +71,17 @@ def test_every_page_fits_a_phone_and_a_desk(site, page):
     assert formulas > 100
 
 
-@pytest.mark.parametrize(
-    "words, name",
-    [
-        ("SEELoss", "see_loss"),
-        ("own photos", "own_photos"),
-        ("train my photos", "own_photos"),
-    ],
-)
+FINDS = {  # what a stranger asks -> the page that comes first
+    "SEELoss": "see_loss",
+    "own photos": "own_photos",
+    "train my photos": "own_photos",
+    "search without training": "own_photos",
+    "does SEE help": "evidence_report",
+    "lightning": "13_researchers",
+}
+
+
+@pytest.mark.parametrize("words, name", FINDS.items())
 def test_search_finds_first(site, page, words, name):
     page.goto(f"{(site / 'search.html').as_uri()}?q={words.replace(' ', '+')}")
     found = page.locator("#search-results li a").first

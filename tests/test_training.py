@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-import warnings
 from dataclasses import replace
 from pathlib import Path
 from unittest.mock import patch
@@ -85,15 +84,6 @@ def test_the_networks_of_a_generator_learn_at_the_rate_of_the_head(name):
     assert own["params"] == [objective.loss.proxies]
     rates = [group["max_lr"] / recipe.learning_rate for group in (backbone, head, own)]
     assert rates == pytest.approx([1, 2, 1000])
-
-
-def test_a_threshold_that_nothing_reached_is_told(tiny):
-    recipe = replace(SMALL, curriculum="threshold", threshold=0.9999)
-    with pytest.warns(UserWarning, match=r"no source was expanded, .* threshold \(0.9999; --thre"):
-        assert quick(recipe).row["n_expanded"] == 0
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert quick(recipe, threshold=-1.0).row["n_expanded"] > 0
 
 
 def test_methods_of_one_seed_share_their_start_and_batches(tiny):

@@ -188,10 +188,10 @@ EXPANSIONS = {
     "closed_form": ExpansionEntry(
         "SEE, closed form", _WAY, "this project", {"expansion": "closed_form"},
         makes_points=False),
-    "none": ExpansionEntry("nothing", _MADE + "Nothing", "control"),
-    "one_frame": ExpansionEntry("one frame a batch", _MADE + "OneFrame", "control"),
-    "repeat": ExpansionEntry("repeats", _MADE + "Repeat", "control"),
-    "random": ExpansionEntry("random directions", _MADE + "RandomDirections", "control"),
+    "none": ExpansionEntry("nothing", _WAY, "control", {"expansion": "none"}),
+    "one_frame": ExpansionEntry("one frame a batch", _WAY, "control", {"expansion": "one_frame"}),
+    "repeat": ExpansionEntry("repeats", _WAY, "control", {"expansion": "repeat"}),
+    "random": ExpansionEntry("random directions", _WAY, "control", {"expansion": "random"}),
     "embedding_expansion": ExpansionEntry(
         "Embedding Expansion", _MADE + "EmbeddingExpansion", "Ko and Gu, CVPR 2020",
         recipe=_WHOLE),

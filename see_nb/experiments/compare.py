@@ -167,7 +167,9 @@ def compare(
 # %% ../../nbs/experiments/03_compare.ipynb #c16
 def _best(recipe: Recipe, run: Callable[[list[Recipe]], pd.DataFrame], budget: int) -> Recipe:
     "With the rates that a search from its own ones finds on validation classes."
-    trial = replace(recipe, seed=0, validation=0.2)
+    share, each = 0.2, recipe.samples_per_class  # of the classes; fewer of them fill a batch
+    size = each * max(int((1 - share) * recipe.batch_size) // each, 2)
+    trial = replace(recipe, seed=0, validation=share, batch_size=size)
     rows = search_rates([trial], run, has_parameters(recipe.loss), budget)
     best = best_rates(rows).iloc[0]
     rates = {name: float(best[name]) for name in ("learning_rate", "proxy_rate")}

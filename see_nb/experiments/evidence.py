@@ -122,8 +122,9 @@ class Claim:
 
     @property
     def compared(self) -> str:
-        "The two settings in short."
-        return f"{SHORT.get(self.one, self.one)} − {SHORT.get(self.other, self.other)}"
+        "The two settings in short; a control learns where SEE does."
+        one, other = (SHORT.get(label, label) for label in (self.one, self.other))
+        return f"{one} − {other.removesuffix(' with the encoder')}"
 
     @property
     def prediction(self) -> str:
@@ -393,7 +394,7 @@ def predictions_table(
         if test := seen.get(claim.text):
             facts = (with_interval(test), f"{test['n']} of {seeds}")
             facts += (test["verdict"], _came_true(test))
-        names = ("", "prediction", "points", "n", "verdict", "came true")
+        names = ("part", "prediction", "points", "n", "verdict", "came true")
         table.append(dict(zip(names, (claim.prediction, claim.text, *facts))))
     return pd.DataFrame(table)
 

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PLACES', 'ADAPTERS', 'batch_means', 'nearest_proxy', 'Adapter', 'adapter_of', 'layers', 'unwrapped', 'place_of',
-           'find_proxies', 'n_classes_of', 'class_proxies', 'second_term', 'shared_copy', 'LossOfSynthetics',
-           'split_output', 'own_miner', 'alone', 'shared_processes', 'rows_of_all']
+           'find_proxies', 'class_proxies', 'second_term', 'shared_copy', 'LossOfSynthetics', 'split_output',
+           'own_miner', 'alone', 'shared_processes', 'rows_of_all']
 
 # %% ../../nbs/method/05_adapters.ipynb #c03
 import copy
@@ -193,15 +193,6 @@ def find_proxies(
     what, expected = f"proxies of {type(loss).__name__}", f"k rows for each of {n_classes} classes"
     check_that(fits, what, rows, expected, "Give SEELoss centers=.")
     return rows.unflatten(0, (n_classes, -1))
-
-
-def n_classes_of(
-    loss: nn.Module,  # innermost, without proxies
-) -> int:  # 0: it takes labels of any number
-    "For how many classes a loss is built."
-    if isinstance(loss, losses.MarginLoss):
-        return len(loss.beta) if len(loss.beta) > 1 else 0
-    return getattr(loss, "num_classes", None) or 0
 
 
 def class_proxies(

@@ -16,18 +16,19 @@ from .expansion import check_n_expansion, decompose, full_precision
 from .proxy_anchor import anchor_logits, anchor_terms
 
 # %% ../../nbs/method/09_closed_form.ipynb #c12
-_POLYNOMIALS = (  # in (nu / s)^2, its highest power first: DLMF 10.41.10
-    (-5 / 24, 3 / 24),
-    (385 / 1152, -462 / 1152, 81 / 1152),
-    (-425425 / 414720, 765765 / 414720, -369603 / 414720, 30375 / 414720),
-    tuple(c / 39813120 for c in (185910725, -446185740, 349922430, -94121676, 4465125)),
-)
+_POLYNOMIALS = {  # in (nu / s)^2, its highest power first, over a denominator: DLMF 10.41.10
+    24: (-5, 3),
+    1152: (385, -462, 81),
+    414720: (-425425, 765765, -369603, 30375),
+    39813120: (185910725, -446185740, 349922430, -94121676, 4465125),
+}
 
 
-def _polynomial(y: Tensor, first: float, *rest: float) -> Tensor:
+def _polynomial(y: Tensor, denominator: int) -> Tensor:
     "By Horner's rule, in place: fresh tensors of (C, B) cost more than the arithmetic."
-    value = y * first + rest[0]
-    for coefficient in rest[1:]:
+    first, second, *rest = (c / denominator for c in _POLYNOMIALS[denominator])
+    value = y * first + second
+    for coefficient in rest:
         value.mul_(y).add_(coefficient)
     return value
 
@@ -40,10 +41,10 @@ def _uniform_expansion(
     s = (kappa2 + nu * nu).sqrt_()
     x = nu / s
     y = x.square()
-    last, *others = reversed(_POLYNOMIALS[: 4 if nu < 60 else 2])
-    series = _polynomial(y, *last)
-    for polynomial in others:
-        series.mul_(x / nu).add_(_polynomial(y, *polynomial))
+    last, *others = (39813120, 414720, 1152, 24) if nu < 60 else (1152, 24)
+    series = _polynomial(y, last)
+    for denominator in others:
+        series.mul_(x / nu).add_(_polynomial(y, denominator))
     correction = series.mul_(x / nu).add_(1).mul_(x.sqrt_()).log_()
     q = kappa2 / s.add_(nu)
     stirling = math.lgamma(nu + 1) - nu * math.log(nu) + nu - 0.5 * math.log(2 * math.pi * nu)

@@ -13,7 +13,7 @@ from torch import nn
 
 from ..baselines.mining import Mined
 from ..baselines.registry import build_expansion, build_loss, build_miner
-from ..method.curriculum import ExpansionSchedule, ThresholdSchedule
+from ..method.curriculum import ExpansionSchedule
 from ..method.see_loss import SEELoss
 from ..retrieval.embedding import weights_digest
 from .checkpoints import fill, read_checkpoint, save_checkpoint
@@ -68,25 +68,16 @@ def make_objective(
     loss, miner = build_loss(recipe.loss, *sizes, **settings), build_miner(recipe.loss)
     if not recipe.see:
         return Mined(loss, miner) if miner else loss
+    low = recipe.fraction if recipe.curriculum == "constant" else 0
     return SEELoss(
         loss,
         recipe.n_expansion,
         recipe.weight,
-        _curriculum(recipe),
+        ExpansionSchedule(recipe.epochs, low=low, high=recipe.fraction),
         encoder_grad=recipe.encoder_grad,
-        proxy_grad=recipe.proxy_grad,
         expansion=build_expansion(recipe.expansion, *sizes),
         miner=miner,
     )
-
-
-def _curriculum(recipe: Recipe) -> ExpansionSchedule | ThresholdSchedule:
-    "Which share of the batch is expanded, or from which cosine on."
-    if recipe.curriculum == "threshold":
-        floor = min(recipe.threshold, 0.0)
-        return ThresholdSchedule(recipe.epochs, low=recipe.threshold, high=1, floor=floor)
-    low = recipe.fraction if recipe.curriculum == "constant" else 0
-    return ExpansionSchedule(recipe.epochs, low=low, high=recipe.fraction)
 
 # %% ../../nbs/training/15_run.ipynb #c09
 @dataclass

@@ -21,7 +21,7 @@ import torch
 from tqdm import tqdm
 
 from ..baselines.registry import use_loss
-from ..errors import SeeError, one_of
+from ..errors import SeeError, check_that, one_of
 from .recipes import Recipe, recipe_of
 from .results import check_writable, different_fields, read_rows, row_as_now
 from .training import train
@@ -136,8 +136,7 @@ def run_recipes(
 ) -> pd.DataFrame:  # the rows of all the recipes
     "Train each recipe whose row is not in the results."
     one_of("launcher", launcher, ("local", "submitit"))
-    if processes is not None and processes < 1:
-        raise SeeError(f"processes: expected at least 1, got {processes}.")
+    check_that(processes is None or processes >= 1, "processes", processes, "at least 1")
     results = Path(results).expanduser().resolve()
     checkpoints = Path(checkpoints).expanduser().resolve() if checkpoints else None
     check_writable(results)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Learner', 'Features', 'cutting_processes', 'Epochs', 'Training', 'Output', 'run_epochs', 'raw_metrics',
            'without_copies', 'nearest_hits', 'training_facts', 'make_row', 'start_processes', 'prepare', 'train',
-           'check_counts', 'warn_of']
+           'check_counts', 'warn_of_copies']
 
 # %% ../../nbs/training/09_training.ipynb #c02
 import os
@@ -506,7 +506,7 @@ def train(
             training.raw = raw_metrics(training)
         run_epochs(training, output, evaluate_every, watch, progress)
         run = training.as_run(make_row(training, experiment))
-        warn_of(run)
+        warn_of_copies(run)
         run.model.eval()
         return output.finish(run)
 
@@ -518,22 +518,12 @@ def check_counts(least: int, **counts: int | None) -> None:
             raise SeeError(f"{name}: expected at least {least}, got {count}.")
 
 
-def warn_of(run: Run) -> None:
-    "What no recipe tells: a threshold that no cosine reached, and copies that make the task easy."
-    recipe, found = run.recipe, run.row.get("copies")
-    if recipe.see and not run.row["n_expanded"]:
-        last = run.objective.schedule(recipe.epochs - 1)
+def warn_of_copies(run: Run) -> None:
+    "A query whose copy is in the gallery is a hit for a task that nobody has."
+    if found := run.row.get("copies"):
         warnings.warn(
-            "see: no source was expanded, so this was the loss alone under the name of SEE. The "
-            f"{'threshold' if recipe.curriculum == 'threshold' else 'share'} was {last:.3g} in the "
-            f"last epoch. Lower threshold ({recipe.threshold:g}; --threshold), raise fraction "
-            f"({recipe.fraction:g}; --fraction), or train for more epochs.",
-            stacklevel=3,
-        )
-    if found:
-        warnings.warn(
-            f"{recipe.dataset}: {found['share']:.1%} of the test photos have a copy among them. "
-            f"Recall@1 is {run.row['recall_at_1']:.1%}, without the copies "
+            f"{run.recipe.dataset}: {found['share']:.1%} of the test photos have a copy among "
+            f"them. Recall@1 is {run.row['recall_at_1']:.1%}, without the copies "
             f"{found['recall_at_1']:.1%}. `see-nb duplicates` lists them.",
             stacklevel=3,
         )
