@@ -61,11 +61,10 @@ def folder(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def address(folder) -> str:
     "The page, served."
-    from see_nb.app import launch
+    from see_nb.app import served
 
-    page = launch([folder], wait=False)
-    yield page.local_url
-    page.close()
+    with served([folder]) as place:
+        yield place
 
 
 @pytest.fixture(scope="module")
@@ -209,7 +208,7 @@ def test_programs_ask_by_http(address, folder):
 
 
 def test_no_variable_widens_what_is_served_and_uploads_go(folder, monkeypatch, tmp_path):
-    from see_nb.app import launch
+    from see_nb.app import served
 
     (tmp_path / "secret.txt").write_text("secret")
     monkeypatch.setenv("GRADIO_ALLOWED_PATHS", str(tmp_path))
@@ -217,21 +216,17 @@ def test_no_variable_widens_what_is_served_and_uploads_go(folder, monkeypatch, t
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "uploads"))
     shutil.copy(folder / "good.index", folder / "a cut one.index")
     os.truncate(folder / "a cut one.index", 5000)  # does not stop the others
-    served = launch([folder], wait=False)
-    try:
-        assert served.local_url.startswith("http://127.0.0.1:")
-        assert answer_to(served.local_url, f"gradio_api/file={tmp_path / 'secret.txt'}") in (
-            403,
-            404,
-        )
+    with served([folder]) as place:
+        assert place.startswith("http://127.0.0.1:")
+        secret = f"gradio_api/file={tmp_path / 'secret.txt'}"
+        assert answer_to(place, secret) in (403, 404)
         uploads = Path(os.environ["GRADIO_TEMP_DIR"])
         assert uploads.is_dir() and uploads != tmp_path / "uploads"
-        port = int(served.local_url.rstrip("/").rpartition(":")[2])
+        port = int(place.rstrip("/").rpartition(":")[2])
         with pytest.raises(SeeError, match=f"port: port {port} is in use"):
-            launch([folder], port=port, wait=False)
-    finally:
-        served.close()
-        (folder / "a cut one.index").unlink()
+            with served([folder], port=port):
+                pass
+    (folder / "a cut one.index").unlink()
     assert not uploads.exists()
     assert os.environ["GRADIO_ALLOWED_PATHS"] == str(tmp_path)
 
@@ -242,12 +237,11 @@ def test_many_photos_do_not_go_to_the_browser(folder, tmp_path):
 
     index = index_with_model(folder / "random.index")
     shutil.copy(folder / "random.pt", tmp_path / "random.pt")
-    index.save(tmp_path / "many.index")
+    shutil.copy(folder / "random.index", tmp_path / "many.index")
     stored = Rows(tmp_path / "many.index")
-    row = index.photos.digest[0]
+    seen = ["c", 1, 1, 1, index.photos.digest[0]]
     with stored.transaction():
-        photos = [(f"holiday {i:06d}.jpg", "c", [1, 1, 1, row]) for i in range(50_000)]
-        stored.put(stored.place(str(folder / "photos")), photos)
-        stored.note(source=str(tmp_path / "random.pt"), source_from_index="random.pt")
+        stored.put_photos({(str(folder), f"holiday {i:06d}.jpg"): seen for i in range(50_000)})
+        stored.remember(str(tmp_path / "random.pt"))
     page = make_page(Catalogue([tmp_path]))
     assert len(json.dumps(page.get_config_file(), default=str)) < 200_000

@@ -18,12 +18,12 @@ from see_nb.method.see_loss import SEELoss
 
 
 @st.composite
-def problems(draw, dtype=torch.float64):
+def problems(draw):
     "Unit embeddings and centres, B x D, and a K that fits."
     batch, k = draw(st.integers(1, 12)), draw(st.integers(1, 20))
     dim = k + 1 + draw(st.integers(0, 30))
     torch.manual_seed(draw(st.integers(0, 2**31)))
-    z, w = (F.normalize(torch.randn(batch, dim, dtype=dtype), dim=-1) for _ in range(2))
+    z, w = (F.normalize(torch.randn(batch, dim, dtype=torch.float64), dim=-1) for _ in range(2))
     closeness = draw(st.floats(-1, 1))  # from opposite, through orthogonal, to on the centre
     return F.normalize(z + 10 * closeness**3 * w, dim=-1), w, k
 
@@ -34,12 +34,7 @@ def test_invariants_hold_for_both_implementations(problem):
     z, w, k = problem
     for function in (expand, expand_reference):
         assert max(expansion_errors(z, w, function(z, w, k)).values()) < 1e-9
-
-
-@settings(max_examples=60)
-@given(problems(dtype=torch.float32))
-def test_invariants_hold_in_single_precision(problem):
-    z, w, k = problem
+    z, w = z.float(), w.float()
     assert max(expansion_errors(z, w, expand(z, w, k)).values()) < 2e-5
 
 
@@ -81,13 +76,6 @@ def test_the_second_term_has_the_distribution_of_a_loop_over_the_sources():
     assert in_standard_errors(ours, loop) < 3.5
     assert 0.65 < ours.std() / loop.std() < 1.5  # five standard errors
     assert in_standard_errors(shared, loop) > 4
-
-
-@pytest.mark.parametrize("k", [1, 2, 8, 16])
-def test_single_precision_holds_at_the_smallest_embedding_size(k):
-    "In D = K + 1 the last direction has hardly any room; Gram-Schmidt in float32 loses it."
-    z, w = (unit(20_000 // k, k + 1, dtype=torch.float32, seed=seed) for seed in (k, k + 100))
-    assert max(expansion_errors(z, w, expand(z, w, k, generator=seeded())).values()) < 2e-5
 
 
 def test_noise_without_a_new_direction_still_gives_a_frame():
@@ -159,34 +147,6 @@ def test_wrong_input_is_named():
             call()
 
 
-@settings(max_examples=60)
-@given(problems())
-def test_the_gradient_is_the_one_with_directions_held(problem):
-    z, w, k = problem
-    z = z.requires_grad_()
-    x = expand(z, w, k)
-    g = torch.randn_like(x)
-    r = z.detach() - (z.detach() * w).sum(-1, keepdim=True) * w
-    rho = r.norm(dim=-1, keepdim=True)
-    lateral = (x.detach() - (z.detach() - (1 + 1 / k) * r)[:, None]) / rho[:, None]
-    total = g.sum(1)
-    along = (total * w).sum(-1, keepdim=True) * w
-    expected = along - (total - along) / k + (g * lateral).sum((1, 2))[:, None] * r / rho
-    scale = expected.abs().max().clamp_min(1)
-    assert (torch.autograd.grad(x, z, g)[0] - expected).abs().max() < 1e-7 * scale
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-@pytest.mark.parametrize("step", [0.0, 1e-8, 1e-4])
-def test_on_and_near_the_centre_all_is_finite(dtype, step):
-    torch.manual_seed(0)
-    w = F.normalize(torch.randn(16, 32, dtype=torch.float64), dim=-1)
-    z = F.normalize(w + step * torch.randn_like(w), dim=-1).to(dtype).requires_grad_()
-    x = expand(z, w.to(dtype), 8)
-    (gradient,) = torch.autograd.grad((x.double() ** 2).sum() + x.double().sum(), z)
-    assert x.dtype == dtype and x.isfinite().all() and gradient.isfinite().all()
-
-
 def test_half_precision_keeps_its_largest_error_at_rounding():
     torch.manual_seed(0)
     z, w = (F.normalize(torch.randn(64, 128), dim=-1) for _ in range(2))
@@ -212,26 +172,14 @@ def test_no_unit_vectors_are_further_apart_than_the_centers():
 def test_the_second_term_is_the_loss_of_the_synthetics(batch, seed, fraction, encoder_grad):
     "The lean way equals a plain second call of the library's loss, in value and in both gradients."
     torch.manual_seed(seed)
-    loss, x, labels = (
-        losses.ProxyAnchorLoss(7, 12),
-        torch.randn(batch, 12).requires_grad_(),
-        torch.randint(0, 7, (batch,)),
-    )
-    see = SEELoss(
-        loss,
-        5,
-        0.7,
-        fraction=fraction,
-        encoder_grad=encoder_grad,
-        generator=torch.Generator().manual_seed(seed),
-    )
+    loss, labels = losses.ProxyAnchorLoss(7, 12), torch.randint(0, 7, (batch,))
+    x, options = torch.randn(batch, 12).requires_grad_(), {"encoder_grad": encoder_grad}
+    see = SEELoss(loss, 5, 0.7, fraction=fraction, generator=seeded(seed), **options)
     value = see(x, labels)
     see.generator.manual_seed(seed)
     synthetics, targets = see.expand_batch(x, labels)
     expected = loss(x, labels) + (0.7 * loss(synthetics, targets) if len(targets) else 0)
     torch.testing.assert_close(value, expected, rtol=1e-5, atol=1e-5)
-    for a, b in zip(
-        torch.autograd.grad(value, [x, loss.proxies]),
-        torch.autograd.grad(expected, [x, loss.proxies]),
-    ):
+    both = (torch.autograd.grad(v, [x, loss.proxies]) for v in (value, expected))
+    for a, b in zip(*both):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import textwrap
 from dataclasses import replace
 from pathlib import Path
@@ -72,7 +73,21 @@ def test_all_ways_out_give_the_same_embeddings(trained, tmp_path, capsys):
     assert sorted(p.name for p in folder.iterdir()) == ["README.md", "config.json",
                                                         "model.safetensors"]  # fmt: skip
     index = Index.build(open_model(folder)[0], trained.parent / "photos", path=tmp_path / "index")
-    assert Index.load(tmp_path / "index", model).made_by == index.made_by  # one and the same model
+    assert (
+        Index.load(tmp_path / "index", model).stored.made_by == index.stored.made_by
+    )  # one and the same model
+
+
+def test_damaged_test_photos_do_not_stop_an_evaluation(trained, tmp_path, capsys):
+    shutil.copytree(trained.parent / "photos", tmp_path / "photos")
+    for kind in (tmp_path / "photos").iterdir():
+        (kind / "0.jpg").write_text("not a photo")
+    call = ["evaluate", "--checkpoint", str(trained / "checkpoint.pt"), "--root"]
+    assert main([*call, str(tmp_path / "photos")]) == 2
+    assert "0.jpg cannot be read" in capsys.readouterr().err
+    assert main([*call, str(tmp_path / "photos"), "--skip-damaged"]) == 0
+    said = capsys.readouterr()
+    assert "6 of 24 photos cannot be read" in said.err and "18 images of 6 classes" in said.out
 
 
 def test_a_graph_that_differs_is_not_written(tmp_path, monkeypatch):
@@ -170,7 +185,7 @@ def test_an_index_without_a_training(trained, tmp_path, capsys, monkeypatch):
     assert "recall_at_1" in said and "Not in the catalogue: below a cosine of" in said
     assert "Worst searches" in report.read_text() and (tmp_path / "page-classes.csv").exists()
     index = index_with_model(output)
-    index.threshold = 1.1  # nothing is as like as that
+    index.stored.note(threshold=1.1)  # nothing is as like as that
     assert index.search(photo, 1).unknown().all()
     assert main(["search", photo, "--index", str(output), "-k", "1"]) == 0
     assert "Probably not in the catalogue" in capsys.readouterr().out

@@ -29,7 +29,7 @@ from see_nb.data.folders import OwnPhotos
 from see_nb.errors import SeeError
 from see_nb.retrieval import embedding as module
 from see_nb.retrieval.database import Rows
-from see_nb.retrieval.index import Index, list_photos
+from see_nb.retrieval.index import Index
 from see_nb.training.export import open_model
 from see_nb.training.recipes import Recipe
 from see_nb.training.run import Run, empty_model, make_objective
@@ -337,8 +337,8 @@ def killed_while_adding(output: Path, photos: Path) -> None:
 
     def work():
         index = Index.load(output, Colours())
-        real = index.stored.keep
-        index.stored.keep = lambda rows: (real(rows), os.kill(os.getpid(), signal.SIGKILL))
+        real = index.stored.keep_rows
+        index.stored.keep_rows = lambda rows: (real(rows), os.kill(os.getpid(), signal.SIGKILL))
         index.add(photos)
 
     os.waitpid(forked(work), 0)
@@ -407,7 +407,7 @@ def test_a_search_during_an_add_sees_the_old_or_the_new_photos(album, tmp_path):
     assert states <= {30, 330} and len(index.search(query, 400).photos) == 330
 
 
-def test_a_writer_that_waits_says_so_and_goes_on(album, tmp_path, capfd):
+def test_a_writer_waits_for_another_and_goes_on(album, tmp_path):
     output = tmp_path / "my.index"
     index = Index.build(Colours(), album, image_size=32, path=output)
     picture(album / "new.png", 77)
@@ -415,7 +415,6 @@ def test_a_writer_that_waits_says_so_and_goes_on(album, tmp_path, capfd):
     other.execute("BEGIN IMMEDIATE")
     threading.Timer(2.5, lambda: other.execute("COMMIT")).start()
     assert index.add(album).embedded == 1
-    assert "waiting for another process that uses" in capfd.readouterr().err
 
 
 def test_index_and_training_see_the_same_photos(tmp_path, checkpoint):
@@ -470,8 +469,6 @@ def test_a_folder_asked_for_twice_is_there_once(album, tmp_path):
     for same in (tmp_path / "link", album / "kind 1", [album, album / "kind 2"], tmp_path):
         assert index.add(same).embedded == 0
         assert contents(index) == before
-    assert len(list_photos([album / "kind 1", album])) == 30
-    assert set(list_photos([album / "kind 1", album]).values()) == {"kind 0", "kind 1", "kind 2"}
 
 
 @pytest.mark.parametrize(

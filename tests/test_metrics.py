@@ -18,28 +18,20 @@ def points():
 
 
 WRONG = {
-    "negative k": (lambda x, y: recall_at_k(x, y, ks=(-1, 1)), "ks: expected whole numbers of at"),
     "zero": (lambda x, y: recall_at_k(x, y, ks=(0,)), "ks: expected whole numbers of at least 1"),
     "no k": (lambda x, y: recall_at_k(x, y, ks=()), "ks: expected whole numbers of at least 1"),
     "half a k": (lambda x, y: recall_at_k(x, y, ks=(1.5,)), "ks: expected whole numbers"),
     "one k": (lambda x, y: recall_at_k(x, y, ks=1), "ks: expected whole numbers"),
-    "complex": (lambda x, y: recall_at_k(x + 0j, y), "query: expected floating-point .*complex"),
     "whole": (lambda x, y: recall_at_k(x.long(), y), "query: expected floating-point .*int64"),
     "numpy": (lambda x, y: recall_at_k(x.numpy(), y), "query: expected .*, got ndarray"),
     "one vector": (lambda x, y: recall_at_k(x[0], y[0]), r"query: expected .*\(5,\)"),
     "no vector": (lambda x, y: recall_at_k(x[:0], y[:0]), "query: expected at least one embedding"),
-    "labels short": (lambda x, y: recall_at_k(x, y[1:]), "query_labels: expected one label"),
     "labels twice": (lambda x, y: recall_at_k(x, y[:, None]), "query_labels: expected one label"),
     "labels real": (lambda x, y: recall_at_k(x, y.double()), "query_labels: expected whole number"),
-    "gallery labels short": (
-        lambda x, y: recall_at_k(x, y, x, y[1:]),
-        r"gallery_labels: expected one label per embedding, \(12,\), got \(11,\)",
-    ),
     "gallery labels short, MAP": (
         lambda x, y: mean_average_precision_at_r(x, y, x, y[1:]),
         "gallery_labels: expected one label per embedding",
     ),
-    "gallery alone": (lambda x, y: recall_at_k(x, y, x), "expected both or neither"),
     "gallery wider": (
         lambda x, y: recall_at_k(x, y, F.pad(x, (0, 1)), y),
         "gallery: expected the query's embedding size 5, got 6",
@@ -49,15 +41,13 @@ WRONG = {
         lambda x, y: mean_average_precision_at_r(x, y, x[:0], y[:0]),
         "gallery: expected at least one embedding, got none",
     ),
-    "long": (lambda x, y: recall_at_k(3 * x, y), "row . has length 3"),
-    "not a number": (lambda x, y: recall_at_k(x / 0 * 0, y), "training has diverged"),
     "k of nearest": (lambda x, y: list(nearest(x, k=0)), "k: expected at least 1 neighbour"),
 }
 
 
 @pytest.mark.filterwarnings("ignore:.*queries have no other image")
 @pytest.mark.parametrize("case", WRONG)
-def test_wrong_use_is_told_in_one_line(points, case):
+def test_wrong_use_is_refused_in_one_line(points, case):
     call, message = WRONG[case]
     with pytest.raises(SeeError, match=message) as error:
         call(*points)
