@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Root', 'COMMANDS', 'READING', 'Command', 'Reproduce', 'GpuEvidence', 'RecipeOptions', 'first_recipe', 'Running',
-           'Train', 'show_metrics', 'Evaluate', 'Compare', 'Datasets', 'Duplicates', 'Cache', 'MakeIndex',
-           'show_left_out', 'Search', 'Export', 'App', 'parse', 'start_of_train', 'show_warning', 'main']
+           'Train', 'show_metrics', 'without_damaged', 'Evaluate', 'Compare', 'Datasets', 'Duplicates', 'Cache',
+           'MakeIndex', 'show_left_out', 'Search', 'Export', 'App', 'parse', 'start_of_train', 'show_warning', 'main']
 
 # %% ../nbs/cli.ipynb #c02
 import os
@@ -186,10 +186,7 @@ class Train(Command):
 
         test = load_split(run.recipe, self.running.root)
         if self.running.skip_damaged:
-            from see_nb.data.datasets import leave_out
-            from see_nb.data.photos import find_damaged
-
-            test = leave_out(test, find_damaged(test.images))
+            test = without_damaged(test)
         page = write_report(run, test, self.output / "report.html")
         print(f"A report with pictures is at {page}")
 
@@ -208,6 +205,20 @@ def show_metrics(
     if raw:
         print(advice(row | metrics))
 
+# %% ../nbs/cli.ipynb #c12b
+def without_damaged(dataset):
+    "A data set of photos without those that cannot be read, which a warning counts."
+    from see_nb.data.datasets import leave_out
+    from see_nb.data.photos import Photos, find_damaged, refuse_damaged
+
+    photos = dataset.images
+    if not isinstance(photos, Photos):
+        return dataset
+    damaged = find_damaged(photos)
+    named = {photos.files[number]: why for number, why in damaged.items()}
+    refuse_damaged(named, len(photos), skip=True)
+    return leave_out(dataset, damaged)
+
 # %% ../nbs/cli.ipynb #c13
 @dataclass
 class Evaluate(Command):
@@ -218,6 +229,7 @@ class Evaluate(Command):
     report: Path = Path("index-report.html")  # of an index: page of searches; tables beside it
     dataset: str | None = None  # another data set than the one it was trained on
     root: Root = None
+    skip_damaged: bool = False  # go on without photos that cannot be read
 
     def run(self) -> None:
         if self.index:
@@ -232,6 +244,8 @@ class Evaluate(Command):
         recipe, trained = run.recipe, run.data["train"]
         tested = replace(recipe, dataset=self.dataset or recipe.dataset)
         dataset = load_split(tested, self.root, trained=trained)
+        if self.skip_damaged:
+            dataset = without_damaged(dataset)
         print(f"{recipe.method}, trained on {recipe.dataset}, tested on {dataset}")
         as_then = dataset.classes == run.data["test"]["classes"]
         metrics = evaluate(run.model, dataset, image_size=recipe.image_size)
@@ -407,7 +421,7 @@ class MakeIndex(Command):
     embeddings: Path | None = None  # write paths, classes and embeddings, as .parquet or .npz
 
     def run(self) -> None:
-        from see_nb.retrieval.index import refuse_export
+        from see_nb.retrieval.index import export_rows, refuse_export
 
         if self.embeddings:
             refuse_export(self.embeddings)
@@ -420,12 +434,13 @@ class MakeIndex(Command):
             print(index.make_faster(self.factory))
         print(f"The index is at {self.output}: {index}")
         if self.embeddings:
-            index.export(self.embeddings)
+            export_rows(index, self.embeddings)
             print(f"The embeddings are at {self.embeddings}")
 
     def opened(self, output: Path):
         "The index that is there, or a new one."
-        from see_nb.retrieval.index import Index, list_photos
+        from see_nb.retrieval.changes import list_photos
+        from see_nb.retrieval.index import Index
         from see_nb.training.export import index_with_model, open_model
 
         named = self.checkpoint or self.backbone
@@ -439,11 +454,13 @@ class MakeIndex(Command):
         if not output.exists():
             list_photos(self.photos)  # what is wrong with them is said before the model is read
         model, source = open_model(self.weights or self.checkpoint or "", self.backbone)
-        return Index.open(output, model, source=source, backbone=self.backbone)
+        return Index.build(model, path=output, source=source, backbone=self.backbone)
 
     def take_in(self, index) -> None:
         "Embed what is new."
-        if not self.add and not index.holds(self.photos):
+        from see_nb.retrieval.changes import holds
+
+        if not self.add and not holds(index.stored.folders().values(), self.photos):
             what = "is there, with other photos. Add to it with --add, or name another."
             raise SeeError(f"output: {self.output} {what}")
         changes = index.add(self.photos, progress=True)
@@ -473,7 +490,8 @@ class Search(Command):
     checkpoint: Path | None = None  # the model of the index, if it is no longer where it was
 
     def run(self) -> None:
-        from see_nb.retrieval.pages import results_page, show_found
+        from see_nb.retrieval.pages import write_page
+        from see_nb.retrieval.search import found_as_json, found_as_text
         from see_nb.training.export import index_with_model
 
         if not self.photos:
@@ -483,9 +501,9 @@ class Search(Command):
         index = index_with_model(self.index, self.checkpoint)
         found = index.search(self.photos, self.k, labels=self.classes)
         show_left_out([], found.damaged)
-        print(found.to_json() if self.json else show_found(found))
+        print(found_as_json(found) if self.json else found_as_text(found))
         if self.html:
-            page = results_page(found, self.html)
+            page = write_page(self.html, "Nearest photos", found.to_html())
             print(f"The page is at {page}", file=sys.stderr if self.json else sys.stdout)
 
 # %% ../nbs/cli.ipynb #c18
