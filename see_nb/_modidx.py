@@ -550,6 +550,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                                                                   'see_nb/experiments/compare.py'),
                                             'see_nb.experiments.compare._check': ( 'experiments/compare.html#_check',
                                                                                    'see_nb/experiments/compare.py'),
+                                            'see_nb.experiments.compare.answer_in_words': ( 'experiments/compare.html#answer_in_words',
+                                                                                            'see_nb/experiments/compare.py'),
                                             'see_nb.experiments.compare.compare': ( 'experiments/compare.html#compare',
                                                                                     'see_nb/experiments/compare.py'),
                                             'see_nb.experiments.compare.compare_page': ( 'experiments/compare.html#compare_page',
