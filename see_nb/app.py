@@ -270,8 +270,8 @@ def served(
         Middleware(TrustedHostMiddleware, allowed_hosts=hosts),
         Middleware(SameOrigin, hosts=hosts),
     ]
-    look = {"theme": gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])}
-    look |= {"css": CSS, "footer_links": []}
+    style = {"theme": gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])}
+    style |= {"css": CSS, "footer_links": []}
     closed = {"share": False, "ssr_mode": False, "mcp_server": False, "max_file_size": "50mb"}
     place = {"server_name": listen, "server_port": port, "inbrowser": open_browser}
     with own_settings():
@@ -279,7 +279,7 @@ def served(
         try:
             app_kwargs = {"middleware": guards}
             options = {"quiet": True, "prevent_thread_lock": True, "app_kwargs": app_kwargs}
-            _, address, _ = page.launch(**place, **closed, **look, **options)
+            _, address, _ = page.launch(**place, **closed, **style, **options)
         except OSError as error:
             got = f"port {port} is" if port else "the ports from 7860 on are"
             raise SeeError(f"port: {got} in use. Give a free one with --port.") from error

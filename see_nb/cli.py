@@ -316,7 +316,7 @@ class Compare(Command):
             base = first_recipe("", self.size, self.dataset, self.root, self.test_fraction)
             base = replace(base, dataset=self.dataset)
         given = {"epochs": self.epochs, "weights": self.weights}
-        base = replace(base, **{name: value for name, value in given.items() if value})
+        base = replace(base, see=False, **{name: value for name, value in given.items() if value})
         return {text: recipe_for(text, base) for text in self.losses}
 
 # %% ../nbs/cli.ipynb #c14

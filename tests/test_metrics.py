@@ -47,7 +47,7 @@ WRONG = {
 
 @pytest.mark.filterwarnings("ignore:.*queries have no other image")
 @pytest.mark.parametrize("case", WRONG)
-def test_wrong_use_is_told_in_one_line(points, case):
+def test_wrong_use_is_refused_in_one_line(points, case):
     call, message = WRONG[case]
     with pytest.raises(SeeError, match=message) as error:
         call(*points)

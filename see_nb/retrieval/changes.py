@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Embed', 'inside', 'holds', 'asked_for', 'list_photos', 'Changes', 'embed_missing', 'none_whole', 'embed_pictures',
-           'follow_moved', 'look_at', 'add_photos', 'Pruned', 'empty_folder', 'drop_gone']
+           'follow_moved', 'hash_listed', 'add_photos', 'Pruned', 'empty_folder', 'drop_gone']
 
 # %% ../../nbs/retrieval/06_changes.ipynb #c03
 import os
@@ -176,7 +176,7 @@ def follow_moved(stored: Rows, folders: list[str]) -> None:
                     stored.grow()
 
 
-def look_at(
+def hash_listed(
     listed: dict[tuple[str, str], str],  # folder, path -> class
     known: dict[tuple[str, str], list],  # as `Rows.known_photos`
 ) -> tuple[dict[tuple[str, str], list], dict[str, str]]:  # the same, now; whole path -> damage
@@ -196,7 +196,7 @@ def add_photos(
     follow_moved(stored, asked_for(photos)[0])
     known = stored.known_photos()
     listed, left_out = list_photos(photos, stored.folders().values())
-    looked, damaged = look_at(listed, known)
+    looked, damaged = hash_listed(listed, known)
     embedded, complete = 0, False
     while not complete:  # again if another process has pruned in between
         contents = {seen[-1]: os.path.join(*place) for place, seen in reversed(looked.items())}

@@ -91,7 +91,7 @@ def preset(
 # %% ../../nbs/training/03_presets.ipynb #c22
 SIZES = ("small", "medium", "large")
 _OWN = {
-    "small": {"backbone": "conv4", "image_size": 64, "epochs": 40},
+    "small": {"backbone": "conv4", "image_size": 64, "epochs": 20},
     "medium": {
         "backbone": "tf_efficientnet_lite0",
         "frozen": "backbone",
@@ -103,23 +103,22 @@ _OWN = {
         "weight_decay": 1e-2,
     },
     "large": {
-        "backbone": "deit_small",
+        "backbone": "tf_efficientnet_lite0",
+        "batch_norms": "eval",
         "image_size": 224,
-        "epochs": 30,
-        "embedding_size": 128,
-        "schedule": "constant",
+        "embedding_size": 512,
+        "epochs": 3,
         "warmup_epochs": 1,
-        "learning_rate": 1e-5,
-        "head_rate": 100.0,
-        "proxy_rate": 1e4,
+        "learning_rate": 1e-4,
+        "head_rate": 10.0,
+        "proxy_rate": 1000.0,
         "weight_decay": 1e-2,
-        "precision": "bf16",
     },
 }
 
 
 def machine_size() -> str:  # one of SIZES
-    "Where there is a GPU, the whole published network learns; else its head only."
+    "Where there is a GPU, the whole network learns; else its head only."
     import torch  # not needed for the help of a command
 
     return "large" if torch.cuda.is_available() else "medium"
@@ -132,8 +131,8 @@ def photo_recipe(
 ) -> Recipe:
     "A first recipe for photos of your own."
     one_of("size", size, SIZES)
-    steps = 2000 if size == "large" else 1000  # enough to see whether it works
-    batch = 2 * min(32 if size != "large" else 60, max(n_classes, 2))
+    batch = 2 * min(32, max(n_classes, 2))
+    steps = 0 if size == "large" else 1000  # at least; a whole network soon knows few by heart
     options = dict(_OWN[size], batch_size=batch)
     epochs = max(options["epochs"], min(200, -(-steps * batch // max(n_images, 1))))
     validation = 0.1 if n_classes >= 50 else 0.0
