@@ -2,17 +2,18 @@
 
 import json
 from itertools import groupby
-from pathlib import Path
 
-import nbformat
 import pytest
 import torch
 from conftest import run_cells
 from pytorch_metric_learning.losses import ProxyAnchorLoss
 
-from see_nb.experiments.cost import compared, in_child, log_slope, peak_bytes, take_turns
+from see_nb.experiments.cost import BUDGETS, compared, log_slope, peak_bytes, rows_with, take_turns
 from see_nb.method.see_loss import SEELoss
 from see_nb.training.results import append_row, read_rows
+
+SIZES = ["backbone", "batch_size", "n_expansion", "n_classes", "embedding_size"]
+NAMES = ["what", "unit", "side", "base", "dataset", "metric"]
 
 
 @pytest.fixture(scope="module")
@@ -35,129 +36,81 @@ def test_functions_take_turns():
 
 def test_memory_of_a_step_is_the_same_each_time_and_more_with_more_synthetics():
     torch.manual_seed(0)
-    loss, x, labels = (
-        ProxyAnchorLoss(20, 64),
-        torch.randn(40, 64, requires_grad=True),
-        torch.arange(40) // 2,
-    )
-    peaks = {}
+    loss, labels = ProxyAnchorLoss(20, 64), torch.arange(40) // 2
+    x, peaks = torch.randn(40, 64, requires_grad=True), {}
     for k in (0, 4, 32):
         module = SEELoss(loss, k) if k else loss
-        peaks[k] = [
-            peak_bytes(lambda: torch.autograd.grad(module(x, labels), [x, loss.proxies]))
-            for _ in range(3)
-        ][1:]  # the first fills caches
+        step = lambda module=module: torch.autograd.grad(module(x, labels), [x, loss.proxies])
+        peaks[k] = [peak_bytes(step) for _ in range(3)][1:]  # the first fills caches
     assert all(first == second for first, second in peaks.values())
     assert 0 < peaks[0][0] <= peaks[4][0] < peaks[32][0]
     assert peaks[32][0] > 16 * 32 * 64 * 4  # the synthetics alone: 40 % of 40 sources, float32
 
 
-def test_the_memory_of_a_child_is_its_own():
-    mine = torch.ones(50_000_000)  # 200 MB
-    small, large = (
-        in_child("", "answer = 1"),
-        in_child("", "x = bytearray(100_000_000); answer = 2", calls=2),
-    )
-    assert (small["answer"], large["answer"]) == (1, 2)
-    assert small["peak_bytes"] < mine.nbytes / 2
-    assert 1e8 <= large["peak_bytes"] - large["start_bytes"] < 2.5e8
-
-
 def test_the_committed_rows_are_one_run_of_each_kind_and_hold_together(rows):
-    assert (
-        rows.groupby("what").finished.nunique().eq(1).all()
-        and rows.processor.str.len().gt(0).all()
-        and rows.experiment.eq("cost").all()
-    )
-    assert {"expansion", "loss", "step", "evaluation"} <= set(rows.what)
+    assert rows.groupby("what").finished.nunique().eq(1).all()
+    assert rows.processor.str.len().gt(0).all() and rows.experiment.eq("cost").all()
     measured = rows[rows.ratio.notna()]
-    assert (measured.ratio_low <= measured.ratio).all() and (
-        measured.ratio <= measured.ratio_high
-    ).all()
+    assert (measured.ratio_low <= measured.ratio).all()
+    assert (measured.ratio <= measured.ratio_high).all()
     assert (measured[["value", "base_value", "ratio", "rounds"]] > 0).all(axis=None)
     once = measured[measured.rounds == 1]
     assert (once.ratio - once.value / once.base_value).abs().max() < 1e-9
     assert rows[rows.ratio.isna() & (rows.what != "whole")].failed.str.len().gt(0).all()
-    sizes = [
-        "what",
-        "unit",
-        "side",
-        "base",
-        "dataset",
-        "metric",
-        "backbone",
-        "batch_size",
-        "n_expansion",
-        "n_classes",
-        "embedding_size",
-    ]
-    assert not rows.duplicated(sizes).any()
+    assert not rows.duplicated(NAMES + SIZES).any()
+    assert [len(rows_with(rows, **budget.rows)) for budget in BUDGETS] == [1] * len(BUDGETS)
 
 
-def test_the_memory_of_synthetics_grows_as_their_number(rows):
-    for axis, fixed in (
+@pytest.mark.parametrize(
+    "axis, fixed",
+    [
         ("n_expansion", {"embedding_size": 128, "n_classes": 11_318}),
         ("n_classes", {"embedding_size": 128, "n_expansion": 8}),
-    ):
-        found = rows[(rows.what == "loss") & (rows.unit == "bytes") & (rows.side == "second term")]
-        for column, value in fixed.items():
-            found = found[found[column] == value]
-        found = found[
-            found[axis] >= found[axis].median()
-        ]  # where the table of synthetics times classes is most of it
-        assert 0.5 < log_slope(found[axis].tolist(), found.value.tolist())[0] < 1.1
+    ],
+)
+def test_the_memory_of_synthetics_grows_as_their_number(rows, axis, fixed):
+    found = rows_with(rows, what="loss", unit="bytes", side="second term", **fixed)
+    found = found[found[axis] >= found[axis].median()]  # synthetics times classes is most of it
+    assert 0.5 < log_slope(found[axis].tolist(), found.value.tolist())[0] < 1.1
 
 
-def run_here(root, name: str, folder: Path) -> nbformat.NotebookNode:
-    "A notebook of the costs as `see-nb reproduce` runs it in its quick preset."
-    environment = {"SEE_NB_PRESET": "quick", "SEE_NB_OUTPUT": str(folder)}
-    path = root / "nbs" / "experiments" / f"{name}.ipynb"
-    return run_cells(path, folder / f"{name}.ipynb", **environment)
+@pytest.fixture
+def report(root, tmp_path):
+    "Run a notebook of the costs as `see-nb reproduce` does in its quick preset; what it prints."
+
+    def run(name: str) -> str:
+        environment = {"SEE_NB_PRESET": "quick", "SEE_NB_OUTPUT": str(tmp_path)}
+        path = root / "nbs" / "experiments" / f"{name}.ipynb"
+        notebook = run_cells(path, tmp_path / f"{name}.ipynb", **environment)
+        outputs = [out for cell in notebook.cells for out in cell.get("outputs", [])]
+        return "\n".join(out.get("text") or out["data"].get("text/html", "") for out in outputs)
+
+    return run
 
 
-def test_quick_measures_nothing_and_the_report_shows_the_committed_rows(root, tmp_path):
-    run_here(root, "cost_run", tmp_path)
+def test_quick_measures_nothing_and_the_report_shows_the_committed_rows(root, tmp_path, report):
+    report("cost_run")
     assert not (tmp_path / "cost.jsonl").exists()
-    text = printed(run_here(root, "cost_report", tmp_path))
+    text = report("cost_report")
     assert "results/cost.jsonl" in text
     there = (root / "nbs" / "experiments" / "results" / "gpu.jsonl").exists()
     assert ("results/gpu.jsonl" in text) == there == ("Not measured: no machine" not in text)
 
 
-def test_the_report_says_what_was_not_measured_and_what_failed(root, tmp_path, rows):
-    failed = {"ratio", "ratio_low", "ratio_high", "value", "base_value", "rounds"}
-    for row in map(
-        json.loads,
-        (root / "nbs" / "experiments" / "results" / "cost.jsonl").read_text().splitlines(),
-    ):
-        if row["what"] == "step" and row["backbone"] == "vit_small":
-            continue
-        if (
-            row["what"] == "evaluation"
-            and row.get("dataset") == "sop"
-            and row.get("metric") == "Recall@K"
-        ):
-            row = {key: value for key, value in row.items() if key not in failed} | {
-                "failed": "see_nb: did not finish in 150 s"
-            }
-        append_row(row, tmp_path / "cost.jsonl")
+def test_the_report_says_what_was_not_measured_and_what_failed(root, tmp_path, report):
+    committed = root / "nbs" / "experiments" / "results" / "cost.jsonl"
+    for row in map(json.loads, committed.read_text().splitlines()):
+        searched = row["what"] == "evaluation" and row.get("metric") == "Recall@K"
+        if searched and row["dataset"] == "sop":
+            measured = {"ratio", "ratio_low", "ratio_high", "value", "base_value", "rounds"}
+            row = {key: value for key, value in row.items() if key not in measured}
+            row["failed"] = "see_nb: did not finish in 150 s"
+        if row.get("backbone") != "vit_small":
+            append_row(row, tmp_path / "cost.jsonl")
     gpu = {"experiment": "gpu checks", "device": "cuda", "hardware": "a GPU", "what": "waits"}
     counted = {"run": "waits, as published", "value": 5, "base_value": 2}
     append_row(gpu | counted, tmp_path / "gpu.jsonl")
-    text = printed(run_here(root, "cost_report", tmp_path))
-    assert (
-        "Rows: cost.jsonl" in text
-        and "did not finish in 150 s" in text
-        and "not measured in this run" in text
-    )
+    text = report("cost_report")
+    for words in ("Rows: cost.jsonl", "did not finish in 150 s", "not measured in this run"):
+        assert words in text
     assert "+3 (the loss alone: 2)" in text and "Not measured: no machine" not in text
-
-
-def printed(notebook: nbformat.NotebookNode) -> str:
-    "All text and tables."
-    outputs = [
-        output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs
-    ]
-    return "\n".join(
-        output.get("text") or output.get("data", {}).get("text/html", "") for output in outputs
-    )

@@ -93,21 +93,13 @@ def test_a_wrong_list_is_told(own, text):
     assert len(str(error.value)) < 1000
 
 
-@pytest.mark.parametrize("share", [0.99, float("nan")])
-def test_a_share_that_leaves_no_class_is_told(own, share):
-    with pytest.raises(SeeError, match="test_fraction: expected a share"):
-        load_dataset("folder", own, test_fraction=share)
-
-
 LAYOUTS = {  # photos, and what is said of them
     "a/1.png b/2.png stray.png": r"got 1 images with no class \(stray.png\)",
     "train/a/1.png train/b/1.png": r"got \['train'\]. Add another class, or give .*/train.",
     "": "expected one sub-folder per class, got no photo. Give",
 }
-SPLITS = ["train valid test", "Train test", "TRAIN VAL", "training testing"]
-SPLITS += ["train test more", "train_set test_set", "1_train 2_test", "train unlabeled"]
-SPLITS += ["train2017 val2017 more", "trainset testset"]
-for names in SPLITS:
+SPLITS = ["Train valid test", "TRAIN VAL", "train test more", "train_set 2_test", "train unlabeled"]
+for names in [*SPLITS, "train2017 val2017 more"]:
     paths = " ".join(f"{name}/{label}/1.png" for name in names.split() for label in "ab")
     LAYOUTS[paths] = "which look like splits. Put the classes side by side"
 
@@ -141,14 +133,6 @@ def test_every_format_that_pillow_reads_is_a_photo(tmp_path):
     assert [path.split("/")[0] for path in find_files(tmp_path).photos] == sorted(kinds)
 
 
-def test_a_class_that_cannot_be_read_is_refused(own):
-    (own / "bowl").mkdir()
-    (own / "bowl" / "0.cr3").write_bytes(b"some bytes")
-    for call in (load_dataset, check_dataset):
-        with pytest.raises(SeeError, match=r"no photo of bowl can be read: 1 .cr3 \(bowl/0.cr3\)"):
-            call("folder", own)
-
-
 def test_what_is_left_out_is_counted_by_reason_in_one_sentence(own):
     for path in ("cup/new.cr3", "cup/notes.txt", "docs/read me.txt", "cup/Thumbs.db", "loose.cr3"):
         (own / path).parent.mkdir(exist_ok=True)
@@ -156,11 +140,9 @@ def test_what_is_left_out_is_counted_by_reason_in_one_sentence(own):
     photo(own / "__MACOSX" / "cup" / "0.jpeg")
     photo(own / "cup" / "@eaDir" / "0.jpeg" / "THUMB.jpg")
     (own / "README").touch()
-    (own / "tray" / "inner").mkdir(parents=True)
     expected = (
         r"left out are files .*: 2 .cr3, 2 .txt \(loose.cr3, cup/new.cr3, cup/notes.txt, ...\); "
-        r"left out are hidden files .* and the like: 4 \(.cache, __MACOSX, cup/.thumbnail.jpg, ...\); "
-        r"left out are empty folders: 1 \(tray\)"
+        r"left out are hidden files .* and the like: 4 \(.cache, __MACOSX, cup/.thumbnail.jpg, ...\)"
     )
     with pytest.warns(UserWarning, match=expected):
         assert len(load_dataset("folder", own)) == 6
@@ -262,10 +244,8 @@ def test_any_name_of_a_file_and_of_a_class_works(tmp_path_factory, names):
             parts = [load_dataset("folder", root, split) for split in ("train", "test")]
         except SeeError:  # two names that are one class, or look like a split
             return
-    assert sum(map(len, parts)) == len(frame) and set(frame.label) == {
-        *parts[0].classes,
-        *parts[1].classes,
-    }
+    assert sum(map(len, parts)) == len(frame)
+    assert set(frame.label) == {*parts[0].classes, *parts[1].classes}
     json.dumps([part.facts() for part in parts]).encode()
 
 
@@ -298,10 +278,10 @@ def test_a_trained_class_under_another_name_is_not_tested_and_another_folder_who
 
 def test_too_few_classes_or_photos_are_told(own, tmp_path):
     with pytest.warns(UserWarning, match="only 3 classes"):
-        with pytest.raises(
-            SeeError, match=r"^validation: expected 0 \(--validation 0\) .* got 0.1"
-        ):
+        with pytest.raises(SeeError, match=r"^validation: expected 0 \(--validation 0\) .* 0.1"):
             Splits.load(OWN, own)
+    with pytest.raises(SeeError, match="test_fraction: expected a share"):
+        load_dataset("folder", own, test_fraction=0.99)
     for name in "abcd":
         photo(tmp_path / "lone" / name / "1.png")
     for call in (lambda f: load_dataset("folder", f, "test"), lambda f: check_dataset("folder", f)):

@@ -117,12 +117,6 @@ def test_any_damage_of_a_list(kitchen, seed):
     check_listing(kitchen, damaged("\n".join(lines).encode(), seed))
 
 
-@quick
-@given(text=st.binary(max_size=60))
-def test_any_bytes_in_place_of_a_list(kitchen, text):
-    check_listing(kitchen, text)
-
-
 # Photo files
 
 
@@ -210,10 +204,7 @@ def test_any_folder_uses_or_names_every_file(tree):
         assert sorted(rows) == sorted(own.to_numpy().tolist())  # all readers agree
         used = set(listing.frame.path)
         assert listing.there.all() and set(listing.frame.split) == {"train", "test"}
-        left = listing.note + listing.fault
-        for top in folder.iterdir():
-            if top.is_dir() and top.name not in (".d", "__MACOSX") and not any(top.iterdir()):
-                assert "empty folders: " in left
+        left = listing.note
         for top, folders, files in os.walk(folder):  # does not follow links
             folders[:] = [f for f in folders if not f.startswith(".") and f != "__MACOSX"]
             for file in files:

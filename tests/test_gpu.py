@@ -17,33 +17,32 @@ from see_nb.training.splits import Splits
 from see_nb.training.steps import ClassBatches
 
 THERE = torch.cuda.is_available()
+DEVICE = "cuda" if THERE else "cpu"
 cuda = pytest.mark.skipif(not THERE, reason="there is no GPU that torch can use")
-no_cuda = pytest.mark.skipif(THERE, reason="there is a GPU")
 SMALL = Recipe(embedding_size=12, epochs=2, width=4, batch_size=24, validation=0.0)
 STEP = replace(SMALL, image_size=32)
 WHOLE = replace(
     PLANS["cpu"].whole, recipes={"tiny": SMALL}, sizes=(12,), seeds=2, rates=((0.01,), (10.0,))
 )
 PLAN = replace(PLANS["cpu"], steps={"conv4": STEP}, compiled=(), whole=WHOLE)
-DEVICE = "cuda" if THERE else "cpu"
 
 
-@no_cuda
-def test_without_a_gpu_the_command_says_so_in_one_line(see_nb_command, tmp_path):
-    done = see_nb_command("gpu-evidence", cwd=tmp_path)
+def test_what_cannot_be_is_refused_in_one_sentence(see_nb_command, tmp_path):
+    path, other = tmp_path / "gpu.jsonl", "cpu" if THERE else "cuda"
+    for minutes in (0, -1, float("nan")):
+        with pytest.raises(SeeError, match="^minutes: expected more than 0, got "):
+            gpu_evidence(path, minutes=minutes, device=DEVICE, plan=PLAN)
+    done = see_nb_command("gpu-evidence", "--device", other, cwd=tmp_path)
     assert done.returncode == 2 and done.stderr.count("\n") == 1
-    assert "expected a GPU" in done.stderr and "--device cpu" in done.stderr
+    assert f"expected {DEVICE}" in done.stderr
+    assert "CUDA_VISIBLE_DEVICES= see-nb gpu-evidence --device cpu" in done.stderr
     assert not list(tmp_path.iterdir())
-
-
-@cuda
-def test_with_a_gpu_the_cpu_is_refused(tmp_path):
-    with pytest.raises(SeeError, match="CUDA_VISIBLE_DEVICES="):
-        gpu_evidence(tmp_path / "gpu.jsonl", device="cpu")
 
 
 def test_all_parts_run_and_a_second_call_makes_nothing_again(tiny, tmp_path):
     path = tmp_path / "gpu.jsonl"
+    assert not gpu_evidence(path, minutes=1e-9, device=DEVICE, plan=PLAN)  # no time begins nothing
+    assert not len(read_rows(path)) and not len(check_table(read_rows(path)))
     assert gpu_evidence(path, device=DEVICE, plan=PLAN)
     rows, content = read_rows(path), path.read_bytes()
     checks = rows[rows.experiment == "gpu checks"]
@@ -67,33 +66,33 @@ def test_the_trainings_that_are_tried_on_a_cpu_have_classes_enough():
         assert len(ClassBatches(train_set.labels, recipe)) > 1
 
 
-def test_a_training_that_the_clock_cuts_off_goes_on_where_it_was(tiny, tmp_path):
-    part = replace(WHOLE, seeds=1)
-    steps = {"whole": 0, "cut": 0, "rest": 0}
+def test_a_training_that_the_clock_cuts_off_goes_on_where_it_was(tiny, tmp_path, monkeypatch):
+    plan, epochs = replace(PLAN, whole=replace(WHOLE, seeds=1)), {}
+    files = {name: tmp_path / name / "gpu.jsonl" for name in ("whole", "cut")}
+    monkeypatch.setattr(gpu, "all_checks", lambda *_: {})
 
-    def clock(name, limit):
-        def used():
-            steps[name] += 1
-            return float(steps[name] > limit) * 2
+    def call(name, most):
+        "With time for so many epochs."
 
-        return used
+        def used(clock):
+            epochs[name] = epochs.get(name, 0) + 1
+            return 2.0 * (epochs[name] > most)
 
-    folders = {name: tmp_path / name / "gpu.jsonl" for name in ("whole", "cut")}
-    assert gpu._train_whole(part, folders["whole"], clock("whole", 10**9), None)
-    limit = steps["whole"] * 2 // 3
-    assert not gpu._train_whole(part, folders["cut"], clock("cut", limit), None)
-    done = read_rows(folders["cut"])
-    assert gpu._train_whole(part, folders["cut"], clock("rest", 10**9), None)
-    expected, found = (read_rows(path) for path in folders.values())
+        monkeypatch.setattr(gpu._Clock, "used", used)
+        return gpu_evidence(files[name.split()[0]], device=DEVICE, plan=plan)
+
+    assert call("whole", 10**9) and not call("cut", epochs["whole"] * 2 // 3)
+    done = read_rows(files["cut"])
+    assert call("cut again", 10**9)
+    expected, found = (read_rows(path) for path in files.values())
     assert 0 < len(done) < len(expected) == len(found) == found.fingerprint.nunique()
-    epoch = 160 // SMALL.batch_size  # steps that are done twice at most: those since a checkpoint
-    assert steps["whole"] < steps["cut"] + steps["rest"] <= steps["whole"] + epoch
+    assert epochs["cut"] + epochs["cut again"] == epochs["whole"] + 1  # the one that was cut off
     if DEVICE == "cpu":
         for one, other in zip(expected.to_dict("records"), found.to_dict("records")):
             assert different_fields(one, other) == []
 
 
-def test_what_fails_makes_a_row_and_the_others_go_on(tmp_path):
+def test_what_fails_makes_a_row_and_the_others_go_on():
     broken = replace(PLAN, steps={"broken": replace(STEP, image_size=0)})
     checks = {name: gpu.tried(check) for name, check in all_checks(broken, DEVICE).items()}
     failed = [name for name, row in checks.items() if "failed" in row]
@@ -102,15 +101,6 @@ def test_what_fails_makes_a_row_and_the_others_go_on(tmp_path):
     table = check_table(pd.DataFrame([{"run": n, **row, **about} for n, row in checks.items()]))
     assert table.verdict.tolist() == ["met"] * 3 + ["failed"] * 2 + [""]
     assert "Error: " in table.measured[3]
-
-
-def test_no_time_begins_nothing(tmp_path):
-    path = tmp_path / "gpu.jsonl"
-    assert not gpu_evidence(path, minutes=1e-9, device=DEVICE, plan=PLAN)
-    assert not len(read_rows(path)) and not len(check_table(read_rows(path)))
-    for minutes in (0, -1, float("nan")):
-        with pytest.raises(SeeError, match="^minutes: expected more than 0, got "):
-            gpu_evidence(path, minutes=minutes, device=DEVICE, plan=PLAN)
 
 
 @cuda

@@ -202,15 +202,6 @@ def test_photos_are_decoded_once_wherever_they_lie(old, tmp_path, decoded):
     assert again.select([3]).identity() != again.select([4]).identity()
 
 
-def test_two_folders_with_files_of_one_name_and_size_keep_their_own_pixels(tmp_path):
-    for name, colour in (("one", (255, 0, 0)), ("other", (0, 0, 255))):
-        (tmp_path / name).mkdir()
-        Image.new("RGB", (30, 20), colour).save(tmp_path / name / "0.bmp")
-    for name, colour in (("one", [255, 0, 0]), ("other", [0, 0, 255]), ("one", [255, 0, 0])):
-        photos = Photos(tmp_path / name, ["0.bmp"], tmp_path / "memo")
-        assert cache_photos(photos, 16, tmp_path / "cache")[0][:, 0, 0].tolist() == colour
-
-
 def test_of_several_processes_all_read_the_right_pixels_and_a_kill_costs_one_photo(old, tmp_path):
     def work(slow=0):
         real = photos_module.read_photo

@@ -1,5 +1,6 @@
 "SEE in the loops that people have: a validation, a stop or gradient checkpointing changes nothing."
 
+import copy
 import warnings
 
 import pytest
@@ -9,7 +10,7 @@ from accelerate import Accelerator
 from pytorch_metric_learning import losses, miners, trainers
 from torch import nn
 from torch.utils.checkpoint import checkpoint
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, SequentialSampler, TensorDataset
 
 from see_nb.baselines.registry import build_loss
 from see_nb.errors import SeeError
@@ -17,7 +18,7 @@ from see_nb.method.curriculum import ExpansionSchedule
 from see_nb.method.running_means import RunningMeans
 from see_nb.method.see_loss import SEELoss
 
-C, D, STEPS, EPOCHS, MIDDLE = 6, 12, 4, 6, 10
+C, D, STEPS, EPOCHS, MIDDLE = 6, 12, 4, 4, 10
 KINDS = {
     "proxies": lambda **o: SEELoss.as_published(losses.ProxyAnchorLoss(C, D), EPOCHS, **o),
     "encoder": lambda **o: SEELoss(
@@ -30,7 +31,6 @@ KINDS = {
         losses.TripletMarginLoss(), 4, miner=miners.MultiSimilarityMiner(), **o
     ),
 }
-every_kind = pytest.mark.parametrize("kind", KINDS)
 own_generator = pytest.mark.parametrize("own", [False, True])
 
 
@@ -67,42 +67,191 @@ def validate(model, see):
     assert "CrossBatchMemory" in str(see) or torch.equal(*map(torch.stack, (values, again)))
 
 
-def bare(kind, own, validated=False, wrap=lambda f, *batch: f(*batch), epochs=range(EPOCHS)):
-    model, see, optimizer = parts(kind, own)
-    if validated:
-        validate(model, see)  # before the first epoch, as Lightning does
-    values = []
-    for epoch in epochs:
-        see.set_epoch(epoch)
-        for x, y in images():
-            value = wrap(lambda x, y: see(model(x), y), x, y)
-            optimizer.zero_grad()
-            value.backward()
-            optimizer.step()
-            values.append(value.item())
-        if validated:
-            validate(model, see)
-    return values, see.n_expanded
+class Kept(nn.Module):
+    "A loss under gradient checkpointing."
+
+    def __init__(self, see):
+        super().__init__()
+        self.see = see
+
+    def forward(self, embeddings, labels, *_):
+        return checkpoint(self.see, embeddings, labels, use_reentrant=False)
 
 
-@every_kind
+class Loop:
+    "A training by hand; `how` it goes: plain, validated, stopped in an epoch or checkpointed."
+
+    def __init__(self, kind, how, folder=None, own=True, whole=lambda f, *batch: f(*batch)):
+        self.kind, self.how, self.folder, self.own, self.whole = kind, how, folder, own, whole
+        self.begin()
+        self.values = [self.step(number) for number in range(STEPS * EPOCHS)]
+
+    def begin(self):
+        self.model, self.see, self.optimizer = parts(self.kind, self.own)
+        self.loss = Kept(self.see) if self.how == "checkpointed" else self.see
+
+    def step(self, number):
+        if number % STEPS == 0:
+            if self.how == "validated":  # before the first epoch too, as Lightning does
+                validate(self.model, self.see)
+            self.see.set_epoch(number // STEPS)
+        if self.how == "stopped" and number == MIDDLE:
+            self.stop()
+        x, y = images()[number % STEPS]
+        value = self.whole(lambda x, y: self.loss(self.model(x), y), x, y)
+        self.optimizer.zero_grad()
+        self.backward(value)
+        self.optimizer.step()
+        return value.item()
+
+    def backward(self, value):
+        value.backward()
+
+    def stop(self):
+        "All is written, made anew, and read."
+        whole, frames = (self.model, self.see, self.optimizer), self.see.generator.get_state()
+        kept = copy.deepcopy([part.state_dict() for part in whole])
+        self.begin()
+        for part, state in zip((self.model, self.see, self.optimizer), kept):
+            part.load_state_dict(state)
+        self.see.generator.set_state(frames)
+
+
+class Accelerated(Loop):
+    def begin(self):
+        super().begin()
+        self.accelerator = Accelerator(cpu=True)
+        whole = self.accelerator.prepare(self.model, self.see, self.optimizer)
+        self.model, self.see, self.optimizer = whole
+
+    def backward(self, value):
+        self.accelerator.backward(value)
+
+    def stop(self):
+        self.accelerator.save_state(self.folder)
+        frames = self.see.generator.get_state()
+        self.begin()
+        self.accelerator.load_state(self.folder)
+        self.see.generator.set_state(frames)
+
+
+class Library:
+    "The trainer of pytorch-metric-learning. Its epochs are half ones, so that it stops in one."
+
+    def __init__(self, kind, how, folder):
+        self.kind, self.how, self.values = kind, how, []
+        self.begin()
+        last = 2 * EPOCHS
+        self.train(1, MIDDLE // 2 if how == "stopped" else last)
+        if how == "stopped":
+            Loop.stop(self)
+            self.train(MIDDLE // 2 + 1, last)
+
+    def begin(self):
+        self.model, self.see, self.optimizer = parts(self.kind)
+
+    def train(self, first, last):
+        x, y = images(1)[0]
+
+        def end_of_epoch(trainer):
+            if self.how == "validated":
+                validate(self.model, self.see)
+            self.see.set_epoch(trainer.epoch // 2)
+
+        self.see.set_epoch((first - 1) // 2)
+        trainers.MetricLossOnly(
+            models={"trunk": self.model},
+            optimizers={"trunk_optimizer": self.optimizer},
+            batch_size=len(y),
+            loss_funcs={"metric_loss": Kept(self.see) if self.how == "checkpointed" else self.see},
+            dataset=TensorDataset(x, y),
+            sampler=SequentialSampler(y),
+            iterations_per_epoch=STEPS // 2,
+            dataloader_num_workers=0,
+            end_of_iteration_hook=lambda t: self.values.append(t.losses["metric_loss"].item()),
+            end_of_epoch_hook=end_of_epoch,
+        ).train(first, last)
+
+
+class Lightning:
+    def __init__(self, kind, how, folder):
+        # the same batch at each step: where a loader goes on is not SEE's affair
+        x, y = (torch.cat(part) for part in zip(*images(1) * STEPS))
+        self.loader, self.folder = DataLoader(TensorDataset(x, y), 24), folder
+        self.values = self.fit(kind, how)
+        if how == "stopped":
+            again = self.fit(kind, how, folder / f"step={MIDDLE}.ckpt")
+            self.values = self.values[:MIDDLE] + again
+
+    def fit(self, kind, how, resume=None):
+        L = pytest.importorskip("lightning", reason="lightning is not installed")
+
+        class Module(L.LightningModule):
+            def __init__(self):
+                super().__init__()
+                self.model, self.see, _ = parts(kind)
+                self.loss = Kept(self.see) if how == "checkpointed" else self.see
+                self.values = []
+
+            def on_train_epoch_start(self):
+                self.see.set_epoch(self.current_epoch)
+
+            def training_step(self, batch, _):
+                value = self.loss(self.model(batch[0]), batch[1])
+                self.values.append(value.item())
+                return value
+
+            def validation_step(self, batch, _):
+                self.log("validation", self.see(self.model(batch[0]), batch[1]))
+
+            def configure_optimizers(self):
+                return torch.optim.Adam([*self.model.parameters(), *self.see.parameters()], 1e-2)
+
+            def on_save_checkpoint(self, kept):
+                kept["frames"] = self.see.generator.get_state()
+
+            def on_load_checkpoint(self, kept):
+                self.see.generator.set_state(kept["frames"])
+
+        inside = L.pytorch.callbacks.ModelCheckpoint(
+            self.folder, "{step}", every_n_train_steps=MIDDLE, save_top_k=1, monitor=None
+        )
+        saves = how == "stopped" and not resume
+        options = {"callbacks": [inside]} if saves else {"enable_checkpointing": False}
+        options |= {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+        options |= {"accelerator": "cpu", "limit_val_batches": 1.0 if how == "validated" else 0}
+        module, seen = Module(), self.loader if how == "validated" else None
+        L.Trainer(max_epochs=EPOCHS, **options).fit(module, self.loader, seen, ckpt_path=resume)
+        return module.values
+
+
+@pytest.mark.parametrize("trainer", [Loop, Accelerated, Library, Lightning])
+@pytest.mark.parametrize("kind", ["proxies", "pairs", "running means", "miner"])
+def test_nothing_that_happens_to_a_training_changes_it(trainer, kind, tmp_path):
+    plain = trainer(kind, "plain", tmp_path).values
+    assert len(plain) == STEPS * EPOCHS
+    for how in ("validated", "stopped"):
+        assert trainer(kind, how, tmp_path).values == plain, how
+    torch.testing.assert_close(trainer(kind, "checkpointed", tmp_path).values, plain)
+
+
+@pytest.mark.parametrize("kind", ["proxies", "encoder", "pairs", "running means", "miner"])
 @own_generator
 def test_a_validation_changes_nothing_in_a_bare_loop(kind, own):
-    if kind == "memory":
-        pytest.skip("the library's memory takes in validation images, alone too")
-    assert bare(kind, own) == bare(kind, own, validated=True)
+    plain, validated = (Loop(kind, how, own=own) for how in ("plain", "validated"))
+    assert plain.values == validated.values and plain.see.n_expanded == validated.see.n_expanded
 
 
 @pytest.mark.parametrize("kind", ["proxies", "encoder", "pairs", "miner"])
 @own_generator
 @pytest.mark.parametrize("reentrant", [False, True])
-def test_gradient_checkpointing_changes_nothing(kind, own, reentrant):
+def test_gradient_checkpointing_of_a_whole_step_changes_nothing(kind, own, reentrant):
     def kept(f, x, y):
         return checkpoint(f, x.requires_grad_(), y, use_reentrant=reentrant)
 
-    plain, again = bare(kind, own), bare(kind, own, wrap=kept)
-    assert plain[1] == again[1]
-    torch.testing.assert_close(plain[0], again[0], rtol=1e-5, atol=1e-6)
+    plain, again = Loop(kind, "plain", own=own), Loop(kind, "plain", own=own, whole=kept)
+    assert plain.see.n_expanded == again.see.n_expanded
+    torch.testing.assert_close(plain.values, again.values, rtol=1e-5, atol=1e-6)
 
 
 @own_generator
@@ -122,135 +271,6 @@ def test_batches_that_are_checkpointed_together_keep_their_own_draws(own, same):
         return [p.grad for p in (*model.parameters(), *see.parameters())] + [after]
 
     torch.testing.assert_close(gradient(True), gradient(False))
-
-
-def test_a_training_resumed_inside_an_epoch_knows_the_epoch():
-    model, see, optimizer = parts("proxies")
-    see.set_epoch(4)
-    for x, y in images(2):
-        see(model(x), y).backward()
-    _, other, _ = parts("proxies")
-    other.load_state_dict(see.state_dict())
-    other.generator.set_state(see.generator.get_state())
-    x, y = images(1)[0]
-    assert other.epoch == 4 and torch.equal(other(model(x), y), see(model(x), y))
-    older = {name: value for name, value in see.state_dict().items() if name != "epoch"}
-    parts("proxies")[1].load_state_dict(older)
-
-
-def accelerated(kind, tmp_path, validated=False, stopped=False):
-    accelerator = Accelerator(cpu=True)
-    model, see, optimizer = accelerator.prepare(*parts(kind))
-    values = []
-    for epoch in range(EPOCHS):
-        see.set_epoch(epoch)
-        for step, (x, y) in enumerate(images()):
-            if stopped and (epoch, step) == (3, 2):
-                accelerator.save_state(tmp_path)
-                state = see.generator.get_state()
-                model, see, optimizer = accelerator.prepare(*parts(kind))
-                accelerator._models, accelerator._optimizers = [model, see], [optimizer]
-                accelerator.load_state(tmp_path)
-                see.generator.set_state(state)
-            value = see(model(x), y)
-            optimizer.zero_grad()
-            accelerator.backward(value)
-            optimizer.step()
-            values.append(value.item())
-        if validated:
-            validate(model, see)
-    return values
-
-
-@pytest.mark.parametrize("kind", ["proxies", "pairs", "running means"])
-def test_accelerate(kind, tmp_path):
-    plain = accelerated(kind, tmp_path)
-    assert plain == accelerated(kind, tmp_path, validated=True)
-    assert plain == accelerated(kind, tmp_path, stopped=True)
-
-
-@pytest.mark.parametrize("kind", ["proxies", "pairs", "miner"])
-def test_the_librarys_trainer(kind):
-    def trained(validated):
-        model, see, optimizer = parts(kind)
-        values = []
-        x, y = (torch.cat(part) for part in zip(*images()))
-        see.set_epoch(0)
-
-        def end_of_epoch(trainer):
-            if validated:
-                validate(model, see)
-            see.set_epoch(trainer.epoch)
-
-        trainer = trainers.MetricLossOnly(
-            models={"trunk": model},
-            optimizers={"trunk_optimizer": optimizer},
-            batch_size=24,
-            loss_funcs={"metric_loss": see},
-            dataset=TensorDataset(x, y),
-            dataloader_num_workers=0,
-            end_of_iteration_hook=lambda t: values.append(t.losses["metric_loss"].item()),
-            end_of_epoch_hook=end_of_epoch,
-        )
-        torch.manual_seed(7)
-        trainer.train(num_epochs=3)
-        return values
-
-    plain = trained(False)
-    assert plain == trained(True) and len(plain) == 3 * STEPS
-
-
-@pytest.mark.parametrize("kind", ["proxies", "running means"])
-def test_lightning(kind, tmp_path):
-    L = pytest.importorskip("lightning", reason="lightning is not installed")
-
-    class Module(L.LightningModule):
-        def __init__(self):
-            super().__init__()
-            self.model, self.see, _ = parts(kind)
-            self.values = []
-
-        def on_train_epoch_start(self):
-            self.see.set_epoch(self.current_epoch)
-
-        def training_step(self, batch, _):
-            value = self.see(self.model(batch[0]), batch[1])
-            self.values.append(value.item())
-            return value
-
-        def validation_step(self, batch, _):
-            self.log("validation", self.see(self.model(batch[0]), batch[1]))
-
-        def configure_optimizers(self):
-            return torch.optim.Adam(self.parameters(), lr=1e-2)
-
-        def on_save_checkpoint(self, kept):
-            kept["frames"] = self.see.generator.get_state()
-
-        def on_load_checkpoint(self, kept):
-            self.see.generator.set_state(kept["frames"])
-
-    def fit(validated, resume=None):
-        # the same batch at each step: where a loader goes on is not SEE's affair
-        x, y = (torch.cat(part) for part in zip(*images(1) * STEPS))
-        loader, module = DataLoader(TensorDataset(x, y), 24), Module()
-        inside = L.pytorch.callbacks.ModelCheckpoint(
-            tmp_path, "{step}", every_n_train_steps=MIDDLE, save_top_k=1, monitor=None
-        )
-        options = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
-        if resume is None and not validated:
-            options["callbacks"] = [inside]
-        else:
-            options["enable_checkpointing"] = False
-        L.Trainer(
-            max_epochs=4, accelerator="cpu", limit_val_batches=1.0 if validated else 0, **options
-        ).fit(module, loader, loader if validated else None, ckpt_path=resume)
-        return module.values
-
-    plain = fit(False)
-    assert plain == fit(True) and len(plain) == 4 * STEPS
-    resumed = fit(False, tmp_path / f"step={MIDDLE}.ckpt")  # in the middle of the third epoch
-    assert len(resumed) == len(plain) - MIDDLE and resumed == plain[MIDDLE:]
 
 
 def test_losses_that_are_compiled_whole():

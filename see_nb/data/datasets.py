@@ -56,7 +56,7 @@ def as_labels(
         )
     return labels
 
-
+# %% ../../nbs/data/05_datasets.ipynb #c06d
 def as_images(images: Tensor | np.ndarray | Photos, n: int) -> Tensor | Photos:
     "Images as a tensor or photos; a SeeError for what is neither, or not as many as the labels."
     images = torch.from_numpy(images) if isinstance(images, np.ndarray) else images
@@ -135,7 +135,7 @@ def image_digest(dataset: RetrievalDataset) -> str:
     digest.update(dataset.gallery.image_hash.encode() if dataset.gallery else b"")
     return digest.hexdigest()[:16]
 
-
+# %% ../../nbs/data/05_datasets.ipynb #c07d
 def some_images(
     dataset: RetrievalDataset,
     keep: Tensor,  # which images stay, bool (N,)
@@ -204,7 +204,7 @@ def same_data(
             "Put the data back as it was, or train anew in another folder."
         )
 
-
+# %% ../../nbs/data/05_datasets.ipynb #c13c
 def check_never_trained(
     dataset: RetrievalDataset,  # that tests
     trained: Sequence[str],  # classes that were trained on
@@ -290,7 +290,7 @@ def open_listing(
         dataset = RetrievalDataset(photos, part.label.map(number).tolist(), classes, *facts)
     return dataset
 
-
+# %% ../../nbs/data/05_datasets.ipynb #c20d
 def check_lone_images(listing: Listing) -> None:
     "A SeeError for a test in which nothing can be found, a warning where some cannot."
     sizes = listing.part("test").label.value_counts()  # none where a gallery is searched

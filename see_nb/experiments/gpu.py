@@ -25,13 +25,14 @@ from torch._dynamo.utils import counters
 from ..errors import SeeError, one_of
 from see_nb.experiments.cost import (
     STEP_BUDGET,
-    budget_verdict,
+    both_steps,
     compared,
-    noise_steps,
+    finished,
+    noise_step,
     peak_bytes,
     rows_with,
     step_cost,
-    step_times,
+    take_turns,
 )
 from .evidence import labelled
 from .plans import PLAN, QUICK, WHOLE, Part, run_part
@@ -52,8 +53,7 @@ class GpuPlan:
     steps: dict[str, Recipe]  # of training steps; the networks start at random
     compiled: tuple[str, ...]  # those of them that torch.compile is tried on
     backend: str  # of torch.compile
-    rounds: int  # of the steps, each with new networks
-    repeats: int  # steps of each side in a round
+    rounds: int  # of the steps
     whole: Part  # trainings of a whole network
 
 # %% ../../nbs/experiments/13_gpu.ipynb #c06
@@ -67,8 +67,7 @@ PLANS = {
         steps=_PAPER,
         compiled=("resnet50",),
         backend="inductor",
-        rounds=5,
-        repeats=20,
+        rounds=60,
         whole=replace(PLAN["whole"], recipes=_BOTH, seeds=10),
     ),
     "cpu": GpuPlan(
@@ -77,7 +76,6 @@ PLANS = {
         compiled=("test_convnext",),
         backend="eager",
         rounds=2,
-        repeats=1,
         whole=replace(PLAN["whole"], recipes=_GLYPHS, sizes=(12,), seeds=1),
     ),
 }
@@ -117,14 +115,10 @@ def waits_row(
     return {"what": "waits", "unit": "waits", "value": value, "base_value": alone, "batch_size": b}
 
 # %% ../../nbs/experiments/13_gpu.ipynb #c11
-def memory_row(
-    recipe: Recipe,
-    device: str,
-) -> dict:  # a row
+def memory_row(recipe: Recipe, device: str) -> dict:  # a row
     "The memory that a training step needs for its own time, with SEE and alone."
-    both = {"alone": replace(recipe, see=False), "with SEE": replace(recipe, see=True)}
     peaks = {}
-    for name, step in noise_steps(both).items():
+    for name, step in both_steps(recipe).items():
         step()  # makes the optimizer's state
         peaks[name] = [peak_bytes(step, device) for _ in range(2)]
     sizes = {"backbone": recipe.backbone, "batch_size": recipe.batch_size}
@@ -135,7 +129,7 @@ def memory_row(
 def compile_row(
     eager: Callable[[], object],
     compiled: Callable[[], object],  # the same, compiled
-    repeats: int,  # timed calls of both
+    rounds: int,  # timed calls of both
 ) -> dict:  # a row
     "What compiling costs and brings."
     counters.clear()
@@ -147,43 +141,24 @@ def compile_row(
         "graphs": counters["stats"]["unique_graphs"],
         "breaks": sum(counters["graph_break"].values()),
     }
-    times = pd.DataFrame(step_times({"eager": eager, "compiled": compiled}, repeats))
+    times = take_turns({"eager": eager, "compiled": compiled}, rounds, seconds=0)
     return {"what": "compile", "unit": "seconds", **compared(times, "compiled", "eager"), **first}
 
-# %% ../../nbs/experiments/13_gpu.ipynb #c14
-def compiled_expansion(
-    sizes: tuple[int, int, int],  # B, C, D
-    device: str,
-    backend: str,  # of torch.compile
-) -> dict:  # a row; `error`: the largest deviation from a spherical expansion
-    "`expand` as one graph."
+
+def compiled_expansion(sizes: tuple[int, int, int], device: str, backend: str) -> dict:  # a row
+    "`expand` as one graph; `error`: the largest deviation from a spherical expansion."
     b, _, d = sizes
     torch.manual_seed(0)
     z, w = (F.normalize(torch.randn(b, d), dim=-1).to(device) for _ in range(2))
-
-    def call(function: Callable) -> Callable[[], None]:
-        def once() -> None:
-            function(z, w, 8)
-            if z.is_cuda:
-                torch.cuda.synchronize()
-
-        return once
-
     compiled = torch.compile(expand, fullgraph=True, backend=backend)
-    row = compile_row(call(expand), call(compiled), repeats=50)
+    row = compile_row(finished(expand, z, w, 8), finished(compiled, z, w, 8), rounds=50)
     return row | {"error": max(expansion_errors(z, w, compiled(z, w, 8)).values())}
 
 
-def compiled_step(
-    recipe: Recipe,
-    backend: str,  # of torch.compile
-    repeats: int,
-) -> dict:  # a row
+def compiled_step(recipe: Recipe, backend: str, rounds: int) -> dict:  # a row
     "Network and loss with SEE in a training step."
-    steps = noise_steps(
-        {"eager": recipe, "compiled": recipe}, compiled={"compiled": {"backend": backend}}
-    )
-    return compile_row(**steps, repeats=repeats) | {"backbone": recipe.backbone}
+    row = compile_row(noise_step(recipe), noise_step(recipe, backend=backend), rounds)
+    return row | {"backbone": recipe.backbone}
 
 # %% ../../nbs/experiments/13_gpu.ipynb #c16
 _WAITS = {  # what is counted -> options of SEELoss
@@ -193,19 +168,16 @@ _WAITS = {  # what is counted -> options of SEELoss
 }
 
 
-def all_checks(
-    plan: GpuPlan,
-    device: str,
-) -> dict[str, Callable[[], dict]]:  # name -> what makes its row
+def all_checks(plan: GpuPlan, device: str) -> dict[str, Callable[[], dict]]:  # name -> its row
     "What is measured besides trainings, in order."
-    b, sizes = plan.backend, plan.sizes
-    found = {f"waits, {k}": partial(waits_row, sizes, device, **v) for k, v in _WAITS.items()}
+    found = {f"waits, {k}": partial(waits_row, plan.sizes, device, **v) for k, v in _WAITS.items()}
     for name, recipe in plan.steps.items():
-        found[f"step, {name}"] = partial(step_cost, recipe, plan.rounds, plan.repeats)
+        found[f"step, {name}"] = partial(step_cost, recipe, plan.rounds)
         found[f"memory, {name}"] = partial(memory_row, recipe, device)
-    found["compile, expand"] = partial(compiled_expansion, sizes, device, b)
+    found["compile, expand"] = partial(compiled_expansion, plan.sizes, device, plan.backend)
     for name in plan.compiled:
-        found[f"compile, {name}"] = partial(compiled_step, plan.steps[name], b, plan.repeats)
+        step = partial(compiled_step, plan.steps[name], plan.backend, plan.rounds)
+        found[f"compile, {name}"] = step
     return found
 
 
@@ -218,25 +190,38 @@ def tried(check: Callable[[], dict]) -> dict:
         return {"failed": f"{type(error).__name__}: {reason}"}
 
 # %% ../../nbs/experiments/13_gpu.ipynb #c19
+def _check_device(device: str) -> None:
+    "A SeeError unless it is the one that torch would use."
+    one_of("device", device, PLANS)
+    there = "cuda" if torch.cuda.is_available() else "cpu"
+    if device != there:
+        raise SeeError(
+            f"device: expected {there}, which is what torch uses here, got {device}. Run this where "
+            "a GPU is, or try its parts small where none is or where it is hidden: "
+            "CUDA_VISIBLE_DEVICES= see-nb gpu-evidence --device cpu."
+        )
+
+
 class _TimeIsUp(Exception):
     "Stops a training at the end of its time."
 
 
-def _refuse(device: str, minutes: float) -> None:
-    if not minutes > 0:
-        raise SeeError(f"minutes: expected more than 0, got {minutes}.")
-    one_of("device", device, PLANS)
-    there = torch.cuda.is_available()
-    if device == "cuda" and not there:
-        raise SeeError(
-            "device: expected a GPU that torch can use (CUDA), found none. Run this where one is, "
-            "or try its parts small on the CPU: --device cpu."
-        )
-    if device == "cpu" and there:
-        raise SeeError(
-            "device: expected cuda, for there is a GPU, got cpu. To try the parts small, hide it: "
-            "CUDA_VISIBLE_DEVICES= see-nb gpu-evidence --device cpu."
-        )
+class _Clock:
+    "The time of a call."
+
+    def __init__(self, minutes: float):
+        if not minutes > 0:
+            raise SeeError(f"minutes: expected more than 0, got {minutes}.")
+        self.start, self.minutes = time.perf_counter(), minutes
+
+    def used(self) -> float:  # share of the time
+        return (time.perf_counter() - self.start) / 60 / self.minutes
+
+    def stop(self, *_, **__) -> dict:
+        "Watches a training, with nothing to add to its history."
+        if self.used() > 1:
+            raise _TimeIsUp
+        return {}
 
 # %% ../../nbs/experiments/13_gpu.ipynb #c20
 def gpu_evidence(
@@ -247,57 +232,38 @@ def gpu_evidence(
     plan: GpuPlan | None = None,  # None: that of the device
 ) -> bool:  # whether all is done
     "Check what only a GPU can tell, then train whole networks; rows that are there stay."
-    _refuse(device, minutes)
-    start, plan, output = time.perf_counter(), plan or PLANS[device], expanded(output)
+    clock = _Clock(minutes)
+    _check_device(device)
+    plan, output = plan or PLANS[device], expanded(output)
     check_writable(output)
     there = set(read_rows(output).get("run", []))
-
-    def used() -> float:  # share of the time
-        return (time.perf_counter() - start) / 60 / minutes
-
-    for name, check in all_checks(plan, device).items():
-        if name not in there:
-            if used() > 0.75:
-                return False
-            print(f"{name} ...", flush=True)
-            facts = {"experiment": "gpu checks", "run": name, "device": device, **machine()}
-            finished = datetime.now(timezone.utc).isoformat(timespec="seconds")
-            append_row({**tried(check), **facts, "finished": finished}, output, unique="run")
-    return _train_whole(plan.whole, output, used, root)
-
-
-def _train_whole(
-    part: Part,
-    output: Path,
-    used: Callable[[], float],  # share of the time
-    root: str | Path | None,
-) -> bool:  # whether all is done
-    "As many trainings as the time allows."
-
-    def watch(*models, **sets) -> dict:
-        if used() > 1:
-            raise _TimeIsUp
-        return {}
-
+    checks = {name: c for name, c in all_checks(plan, device).items() if name not in there}
+    for name, check in checks.items():
+        if clock.used() > 0.75:
+            return False
+        print(f"{name} ...", flush=True)
+        facts = {"experiment": "gpu checks", "run": name, "device": device, **machine()}
+        done = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        append_row({**tried(check), **facts, "finished": done}, output, unique="run")
     try:
-        run_part("whole", output, part, root=root, processes=1, watch=watch)
+        run_part("whole", output, plan.whole, root=root, processes=1, watch=clock.stop)
     except _TimeIsUp:
         return False
     return True
 
 # %% ../../nbs/experiments/13_gpu.ipynb #c24
-def _told(row: dict) -> tuple[str, str, str]:
-    "What was measured, what was wanted, and whether it is so."
+def _measured(row: dict) -> tuple[str, str, str]:
+    "What was measured, what was wanted, and the verdict."
     if isinstance(row.get("failed"), str):
         return row["failed"], "", "failed"
     if row["what"] == "waits":
         more = row["value"] - row["base_value"]
-        measured = f"{more:+.0f} (the loss alone: {row['base_value']:.0f})"
-        return measured, "0 more", "met" if more == 0 else "not met"
+        found = f"{more:+.0f} (the loss alone: {row['base_value']:.0f})"
+        return found, "0 more", "met" if more == 0 else "not met"
     ratio = f"{row['ratio']:.3f} x ({row['ratio_low']:.3f} to {row['ratio_high']:.3f})"
     if row["what"] == "step":
-        kept = budget_verdict([row["ratio_low"], row["ratio_high"]], "≤", STEP_BUDGET)
-        return f"{ratio}, {1e3 * row['base_value']:.1f} ms alone", f"≤ {STEP_BUDGET} x", kept
+        wanted = f"{STEP_BUDGET.sign} {STEP_BUDGET.limit} x"
+        return f"{ratio}, {1e3 * row['base_value']:.1f} ms alone", wanted, STEP_BUDGET.verdict(row)
     if row["what"] == "memory":
         return f"{ratio}, {row['base_value'] / 1e9:.2f} GB alone", "", ""
     made = f"{row['graphs']:.0f} graphs, {row['breaks']:.0f} breaks"
@@ -308,15 +274,16 @@ def check_table(
     rows: pd.DataFrame,  # of `gpu_evidence`
 ) -> pd.DataFrame:  # texts, one row per check
     "The checks beside what was wanted."
-    table = []
-    for row in rows_with(rows, experiment="gpu checks").to_dict("records"):
-        measured, wanted, verdict = _told(row)
-        verdict = verdict if row["device"] == "cuda" else "tried without a GPU"
-        names = {"check": row["run"], "measured": measured, "wanted": wanted, "verdict": verdict}
-        table.append({**names, "on": row["hardware"]})
-    return pd.DataFrame(table)
+    rows, columns = rows_with(rows, experiment="gpu checks"), ["measured", "wanted", "verdict"]
+    found = [_measured(row) for row in rows.to_dict("records")]
+    table = pd.DataFrame(found, columns=columns, index=rows.index)
+    if len(table):
+        table.insert(0, "check", rows.run)
+        table["verdict"] = table.verdict.where(rows.device == "cuda", "tried without a GPU")
+        table["on"] = rows.hardware
+    return table
 
-# %% ../../nbs/experiments/13_gpu.ipynb #c25
+
 def whole_table(
     rows: pd.DataFrame,  # of `gpu_evidence`
 ) -> pd.DataFrame:  # a row per data set and setting; empty before the first is done

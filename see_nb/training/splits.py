@@ -60,7 +60,7 @@ def load_split(
         check_never_trained(dataset, trained["classes"])
     return some_classes(dataset, recipe) if split == "train" else dataset
 
-
+# %% ../../nbs/training/05_splits.ipynb #c06a
 def some_classes(dataset: RetrievalDataset, recipe: Recipe) -> RetrievalDataset:
     "As many of the training classes as the recipe wants."
     there, wanted = len(dataset.classes), recipe.train_classes
@@ -87,7 +87,7 @@ def with_cached_photos(
         return part
     return part.with_images(cache_photos(part.images, size, cache, interpolation))
 
-
+# %% ../../nbs/training/05_splits.ipynb #c10e
 def readable(
     part: RetrievalDataset,
     damaged: dict[str, str],  # path -> why it cannot be read; gets those that are found
@@ -112,7 +112,7 @@ def warn_of_few_classes(train_set: RetrievalDataset, test_set: RetrievalDataset)
                 stacklevel=4,
             )
 
-
+# %% ../../nbs/training/05_splits.ipynb #c10d
 @dataclass
 class Parts:
     "What trains, validates and tests."
