@@ -21,7 +21,6 @@ nb_ipywidgets_js = {}
 myst_enable_extensions = ["amsmath", "attrs_inline", "colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
 numfig = True
-numfig_format = {"figure": "Figure %s", "table": "Table %s"}
 smartquotes = False
 default_role = "code"
 add_module_names = False
@@ -34,7 +33,7 @@ html_css_files = ["site.css"]
 html_js_files = ["site.js"]
 html_search_scorer = str(Path(__file__).parent / "_static" / "scorer.js")
 html_favicon = "_static/icon.svg"
-html_copy_source = html_show_sphinx = False
+html_copy_source = html_show_sphinx = html_use_index = False
 html_sidebars = {"**": ["navbar-logo.html", "sbt-sidebar-nav.html"]}
 html_theme_options = {"use_download_button": False, "use_fullscreen_button": False,
                       "show_toc_level": 2, "show_navbar_depth": 1}  # fmt: skip
@@ -53,19 +52,30 @@ def read_page(app, name: str, source: list[str]) -> None:
             text = re.sub(r"^#\|.*\n?", "", text, flags=re.M)
             silent = not text or flags.get("echo") == "false"
             answer_first = name == "cli" or name.endswith("_report")
-            tags = ["remove-input"] if silent else ["hide-input"] if answer_first else []
-            cells.append(cell | {"source": text or "...", "metadata": {"tags": tags}})
+            folded = answer_first or "export" in flags and not name.startswith("method/")
+            tags = ["remove-input"] if silent else ["hide-input"] if folded else []
+            defined = ", ".join(re.findall(r"^(?:def|class) (\w+)", text, flags=re.M)) or "code"
+            options = {"tags": tags, "mystnb": {"code_prompt_show": f"Show {defined}"}}
+            cells.append(cell | {"source": text or "...", "metadata": options})
     if name == "cli":
         cells.append(markdown("help", command_help()))
     elif module:
-        members = f".. automodule:: see_nb.{module.removesuffix('.__init__')}\n   :members:"
-        cells.append(markdown("reference", f"## Reference\n\n```{{eval-rst}}\n{members}\n```"))
+        module = f"see_nb.{module}".removesuffix(".__init__")
+        members = f".. automodule:: {module}\n   :members:"
+        text = f"```{{eval-rst}}\n{members}\n```"
+        cells.append(
+            markdown("reference", "## Reference\n\n" + behind_a_click(f"All of {module}", text))
+        )
     source[0] = json.dumps(notebook | {"cells": cells})
 
 
 def markdown(name: str, text: str) -> dict:
     "A cell of text."
     return {"cell_type": "markdown", "id": name, "metadata": {}, "source": text}
+
+
+def behind_a_click(title: str, text: str) -> str:
+    return f"<details><summary>{title}</summary>\n\n{text}\n\n</details>"
 
 
 def command_help() -> str:
@@ -76,7 +86,7 @@ def command_help() -> str:
         with contextlib.redirect_stdout(io.StringIO()) as said:
             main([name, "--help"])
         text = f"```text\n{said.getvalue().rstrip()}\n```"
-        parts.append(f"<details><summary>see-nb {name}</summary>\n\n{text}\n\n</details>")
+        parts.append(behind_a_click(f"see-nb {name}", text))
     return "\n\n".join(parts)
 
 

@@ -99,12 +99,9 @@ def test_the_path_comes_first_and_the_search_box_once(site, page):
     assert "Author name not set" not in page.content()
 
 
-def test_the_reference_has_shapes_and_words_of_parameters(site, page):
-    text = (
-        opened(page, site / "method" / "01_centers.html")
-        .locator("section[id^=module-]")
-        .inner_text()
-    )
+def test_a_link_into_the_reference_unfolds_shapes_and_words_of_parameters(site, page):
+    page.goto((site / "method" / "01_centers.html").as_uri() + "#see_nb.method.centers.mmd_centers")
+    text = page.locator("#reference").inner_text()
     assert "mmd_centers" in text and "(L, L - 1)" in text and "n_centers" in text
 
 

@@ -1,5 +1,12 @@
-// What a screen reader needs and the theme does not say.
+// What is linked is unfolded; and what a screen reader needs and the theme does not say.
+const unfold = () => {
+  const target = document.getElementById(decodeURIComponent(location.hash.slice(1)))
+  target?.closest("details")?.setAttribute("open", "")
+  target?.scrollIntoView()
+}
+addEventListener("hashchange", unfold)
 addEventListener("DOMContentLoaded", () => {
+  unfold()
   for (const summary of document.querySelectorAll(".has-children > details > summary"))
     summary.setAttribute("aria-label", `Pages of ${summary.closest("li").firstChild.textContent}`)
   const named = "button.search-button-field, .admonition.hide > summary"  // their text says it

@@ -96,8 +96,9 @@ def plan_in_words(
     spent = f"{hours:.1f} hours" if hours >= 1 else f"{60 * hours:.0f} minutes"
     search = f"up to {searches} runs each to find its rates on validation classes, then "
     return (
-        f"{n_recipes} recipes: {search if searches else ''}{seeds} paired runs each. A run takes about {seconds:.0f} s here, so all of them "
-        f"about {spent}, {processes} at a time. If differences spread over seeds by {SPREAD:g} "
+        f"{n_recipes} recipes: {search if searches else ''}{seeds} paired runs each. "
+        f"A run takes about {seconds:.0f} s here, so all of them about {spent}, {processes} at a "
+        f"time. If differences spread over seeds by {SPREAD:g} "
         f"points of Recall@1, a true difference of {smallest_effect(SPREAD, seeds):.2f} points is "
         "found with a power of 80 %."
     )

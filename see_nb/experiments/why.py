@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ..method.adapters import class_proxies
 from ..method.curriculum import ExpansionSchedule, select_closest
 from ..method.expansion import expand
+from ..method.proxy_anchor import anchor_logits, anchor_terms
 from ..retrieval.embedding import image_loader
 from ..training.recipes import Recipe
 from ..training.steps import ClassBatches
@@ -32,10 +33,10 @@ def _anchor_terms(
     margin: float,  # in cosine
 ) -> tuple[Tensor, Tensor, Tensor]:  # positive and negative term; weight of each class present
     "The two terms of Proxy-Anchor, and how far from done its positive term is, class by class."
-    s, own = x @ proxies.T, labels[:, None] == torch.arange(len(proxies))
-    pull = torch.where(own, ALPHA * (margin - s), -torch.inf).logsumexp(0)[own.any(0)]
-    push = torch.where(own, -torch.inf, ALPHA * (margin + s)).logsumexp(0)
-    return F.softplus(pull).mean(), F.softplus(push).mean(), pull.detach().sigmoid()
+    pulls, pushes = anchor_logits(x, labels, proxies, ALPHA, margin)
+    sums = pulls.new_zeros(len(proxies)).index_add(0, labels, pulls.detach().exp())
+    weights = (sums / (1 + sums))[labels.unique()]
+    return *anchor_terms(pulls, pushes, labels), weights
 
 
 def _along_sphere(gradient: Tensor, x: Tensor) -> Tensor:
