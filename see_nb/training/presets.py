@@ -109,7 +109,7 @@ _OWN = {
         "embedding_size": 512,
         "epochs": 3,
         "warmup_epochs": 1,
-        "learning_rate": 1e-4,
+        "learning_rate": 3e-5,
         "head_rate": 10.0,
         "proxy_rate": 1000.0,
         "weight_decay": 1e-2,
