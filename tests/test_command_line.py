@@ -78,7 +78,7 @@ WRONG_INPUT = {  # one sentence of the package
     "train --preset cub200-deit_small-128 --size small": "--size or --preset, got both",
     "train --size smal": "size: expected one of small, medium, large, auto, got 'smal'. Did you mean",
     "train --size small": "root: expected the folder of your own photos",
-    "train --dataset folder": "root: expected the folder of your own photos",
+    "train --dataset folder": "root: expected a folder, got None. Your own photos:",
     "evaluate --checkpoint /none.pt": "checkpoint: /none.pt: there is no such file",
     "reproduce --notebooks /none": "there is no experiments/*_run.ipynb in /none",
     "reproduce --only nine": "only: ",
@@ -161,7 +161,7 @@ def test_every_command_of_the_guides_is_understood(see_nb_command, root, album, 
         ("small", "small: dataset folder, ... batch_size 12"),  # two of each of six classes
         ("small --embedding-size 32 --image-size 0", "small: ... embedding_size 32"),
         ("small --test-fraction 0.25", "small: ... batch_size 18"),
-        ("large", "large: ... backbone deit_small"),
+        ("large", "large: ... backbone tf_efficientnet_lite0"),
         ("auto", "auto, medium: ... backbone tf_efficientnet_lite0"),
     ],
 )

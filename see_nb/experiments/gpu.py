@@ -196,8 +196,8 @@ def _check_device(device: str) -> None:
     there = "cuda" if torch.cuda.is_available() else "cpu"
     if device != there:
         raise SeeError(
-            f"device: expected {there}, which is what torch uses here, got {device}. Run this where "
-            "a GPU is, or try its parts small where none is or where it is hidden: "
+            f"device: expected {there}, which is what torch uses here, got {device}. Run this "
+            "where a GPU is, or try its parts small where none is or where it is hidden: "
             "CUDA_VISIBLE_DEVICES= see-nb gpu-evidence --device cpu."
         )
 

@@ -91,7 +91,7 @@ def preset(
 # %% ../../nbs/training/03_presets.ipynb #c22
 SIZES = ("small", "medium", "large")
 _OWN = {
-    "small": {"backbone": "conv4", "image_size": 64, "epochs": 20},
+    "small": {"backbone": "conv4", "image_size": 64, "epochs": 20, "learning_rate": 3e-3},
     "medium": {
         "backbone": "tf_efficientnet_lite0",
         "frozen": "backbone",
