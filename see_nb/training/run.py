@@ -19,6 +19,7 @@ from ..retrieval.embedding import weights_digest
 from .checkpoints import fill, read_checkpoint, save_checkpoint
 from .models import EmbeddingModel, create_model
 from .recipes import Recipe, recipe_from
+from .results import metrics_of
 from .splits import weights_file
 
 # %% ../../nbs/training/15_run.ipynb #c05
@@ -100,7 +101,7 @@ class Run:
     @property
     def metrics(self) -> dict[str, float]:
         "On the test classes, after the last epoch."
-        return {k: v for k, v in self.row.items() if k.startswith("recall_at_") or k == "map_at_r"}
+        return metrics_of(self.row)
 
     def state(self) -> dict:
         "What every checkpoint holds."
