@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Learner', 'Features', 'cutting_processes', 'Epochs', 'Training', 'Output', 'run_epochs', 'raw_metrics',
            'without_copies', 'nearest_hits', 'training_facts', 'make_row', 'start_processes', 'prepare', 'train',
-           'check_counts', 'warn_of_copies']
+           'check_same_recipe']
 
 # %% ../../nbs/training/09_training.ipynb #c02
 import os
@@ -18,6 +18,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -31,7 +32,7 @@ from tqdm import tqdm
 
 from ..data.datasets import RetrievalDataset, data_root, leave_out
 from ..data.photos import Photos, train_transform
-from ..errors import SeeError
+from ..errors import SeeError, check_that
 from ..files import claimed, expanded
 from ..baselines.mining import asking
 from see_nb.retrieval.embedding import (
@@ -40,15 +41,16 @@ from see_nb.retrieval.embedding import (
     image_loader,
     neighbours,
     retrieval_metrics,
+    weights_digest,
 )
 from ..retrieval.metrics import nearest
 from .checkpoints import fill, read_checkpoint, save_checkpoint
-from .models import EmbeddingModel, Rest
+from .models import Rest
 from .proxies import proxy_similarity
-from .recipes import Recipe, recipe_from
+from .recipes import Recipe
 from .results import append_row, check_writable, machine, pack_hits, row_line
-from .run import Run, first_model, make_objective
-from .splits import Splits
+from .run import Run, empty_model, make_objective
+from .splits import Splits, weights_file
 from .steps import ClassBatches, FirstBroken, Step, make_optimizer, seed_step
 
 # %% ../../nbs/training/09_training.ipynb #c10
@@ -57,23 +59,22 @@ class Learner:
 
     def __init__(
         self,
-        recipe: Recipe,
-        model: EmbeddingModel,  # on its device
-        objective: nn.Module,  # on its device
+        run: Run,  # model and loss are on the accelerator's device
         steps: int,  # per epoch
         accelerator: Accelerator,
     ):
-        self.recipe, self.model, self.objective = recipe, model, objective
+        self.run, self.model, self.objective = run, run.model, run.objective
         self.accelerator, self.device, self.steps = accelerator, accelerator.device, steps
-        self.encoder = Rest(model) if recipe.frozen else model
-        self.learning = (*model.parameters(), *objective.parameters())
-        optimizer, self.schedule = make_optimizer(recipe, model, objective, steps)
-        self.step, self.optimizer = accelerator.prepare(Step(self.encoder, objective), optimizer)
+        self.encoder = Rest(self.model) if run.recipe.frozen else self.model
+        self.learning = (*self.model.parameters(), *self.objective.parameters())
+        optimizer, self.schedule = make_optimizer(run.recipe, self.model, self.objective, steps)
+        step = Step(self.encoder, self.objective)
+        self.step, self.optimizer = accelerator.prepare(step, optimizer)
         self.steps_done = 0
         self.total = torch.zeros((), device=self.device)  # of the loss, in this epoch
         self.broken = FirstBroken(steps, self.device)
-        if recipe.see:
-            objective.generator = torch.Generator(self.device)
+        if run.recipe.see:
+            self.objective.generator = torch.Generator(self.device)
 
     @property
     def epoch(self) -> int:
@@ -87,7 +88,7 @@ class Learner:
 
     def train_step(self, images: Tensor, labels: Tensor) -> None:
         "One batch, from the images to the changed weights."
-        where = self.recipe.seed, self.epoch, self.position
+        where = self.run.recipe.seed, self.epoch, self.position
         images = images.to(self.device, non_blocking=True)
         labels = labels.to(self.device, non_blocking=True)
         seed_step(where, self.objective, self.accelerator.process_index, self.device)
@@ -95,8 +96,8 @@ class Learner:
         self.broken.note(broken, self.steps_done)
         self.optimizer.zero_grad()
         self.accelerator.backward(value)
-        if self.recipe.clip:
-            self.accelerator.clip_grad_value_(self.learning, self.recipe.clip)
+        if self.run.recipe.clip:
+            self.accelerator.clip_grad_value_(self.learning, self.run.recipe.clip)
         self.optimizer.step()
         self.schedule.step()
         self.total += value.detach()
@@ -126,34 +127,32 @@ class Epochs(Learner):
 
     def __init__(
         self,
-        recipe: Recipe,
-        model: EmbeddingModel,  # on its device
-        objective: nn.Module,  # on its device
+        run: Run,  # model and loss are on the accelerator's device
         splits: Splits,  # as the encoder takes them: images, or what comes out of the frozen part
         accelerator: Accelerator,
         n_workers: int | None = None,  # processes that cut crops; None: 0 on a CPU, else up to 8
     ):
-        self.splits, train_set = splits, splits.train_set
+        self.splits, train_set, recipe = splits, splits.train_set, run.recipe
         ranks = accelerator.process_index, accelerator.num_processes
-        draws = [part.draw_classes for part in asking(objective, "classes")]
+        draws = [part.draw_classes for part in asking(run.objective, "classes")]
         self.batches = ClassBatches(train_set.labels, recipe, *ranks, *draws[:1])
-        super().__init__(recipe, model, objective, len(self.batches), accelerator)
+        super().__init__(run, len(self.batches), accelerator)
         if n_workers is None:
             n_workers = cutting_processes(train_set, accelerator)
         size = 0 if recipe.frozen else recipe.image_size
-        cut = train_transform(size, recipe.smallest_crop, model.interpolation) if size else None
+        cut = train_transform(size, recipe.smallest_crop, run.model.interpolation) if size else None
         self.loader = image_loader(train_set, cut, self.batches, n_workers)
         self.look = {"image_size": size, "n_workers": n_workers, "accelerator": accelerator}
-        self.run, self.started, self.busy = uuid.uuid4().hex, time.perf_counter(), 0.0
-        self.history, self.raw, self.weights_sha256 = [], {}, ""  # of the weights it starts with
+        self.started, self.busy = time.perf_counter(), 0.0  # seconds in steps
+        # of the row; the hash is that of the weights it starts with, where they are published
+        self.begun = {"run": uuid.uuid4().hex, "history": [], "raw": {}, "weights_sha256": ""}
 
     def begin_epoch(self) -> None:
         "Tell the curriculum, and what asks for it the training set; go to the position."
-        if self.recipe.see:
+        if self.run.recipe.see:
             self.objective.set_epoch(self.epoch)
-        asked = asking(self.objective, "training set")
+        asked, train_set = asking(self.objective, "training set"), self.splits.train_set
         if asked and self.position == 0:
-            train_set = self.splits.train_set
             embeddings = embed(self.encoder, train_set, **self.look)
             features = embed(Features(self.encoder), train_set, **self.look)
             for part in asked:
@@ -163,7 +162,7 @@ class Epochs(Learner):
 
     def end_epoch(self, validate: bool, watch: Callable[..., dict] | None) -> dict:
         "Note the loss, the metrics of the validation classes, and what a watcher finds."
-        epoch, splits = len(self.history), self.splits
+        splits, epoch = self.splits, len(self.begun["history"])
         found = {"loss": self.total.item() / self.steps}
         if validate and splits.validation_set:
             found |= evaluate(self.encoder, splits.validation_set, ks=(1,), **self.look)
@@ -171,15 +170,13 @@ class Epochs(Learner):
         sets = {"train_set": splits.train_set, "test_set": splits.test_set}
         seen = watch(self.encoder, self.objective, **sets) if watch else {}
         row_line(seen)  # what cannot be written is told now, not after the last epoch
-        self.history.append({"epoch": epoch, **found, **seen})
+        self.begun["history"].append({"epoch": epoch, **found, **seen})
         self.total.zero_()
         return found
 
 # %% ../../nbs/training/09_training.ipynb #c12c
 class Training(Epochs):
     "A training under way: what of it is kept, and how it goes on from there."
-
-    plain = ("history", "busy", "run", "raw", "weights_sha256")
 
     @property
     def seconds(self) -> float:
@@ -189,46 +186,42 @@ class Training(Epochs):
     @property
     def n_expanded(self) -> int:
         "Sources that were expanded so far."
-        return self.objective.n_expanded if self.recipe.see else 0
-
-    def as_run(self, row: dict) -> Run:
-        "What is kept of it in the end."
-        classes, facts = self.splits.train_set.classes, self.splits.facts
-        return Run(self.recipe, self.model, self.objective, classes, row, facts)
+        return self.objective.n_expanded if self.run.recipe.see else 0
 
     def state(self) -> dict:
         "Everything needed to go on. A SeeError if a step or a weight was not finite."
         self.broken.check(self.learning, self.steps_done)
         scaler = self.accelerator.scaler
         return {
-            **self.as_run({}).state(),
-            **{name: getattr(self, name) for name in self.plain},
-            "epoch": self.epoch,
-            "position": self.position,
+            **self.run.state(),
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
             "scaler": scaler.state_dict() if scaler else None,
+            "epoch": self.epoch,
+            "position": self.position,
             "total": self.total,
+            "begun": self.begun,
+            "busy": self.busy,
             "seconds": self.seconds,
             "n_expanded": self.n_expanded,
         }
 
     def restore(
         self,
-        state: dict,  # of `state`
+        state: dict,  # of `state`; model and loss are as in it
         source: str,  # for the message
     ) -> None:
         "Go back to a stored state."
-        for name in ("model", "objective", "optimizer", "schedule"):
-            fill(getattr(self, name), state[name], source, name)
+        parts = {"optimizer": self.optimizer, "schedule": self.schedule}
         if self.accelerator.scaler and state["scaler"]:
-            fill(self.accelerator.scaler, state["scaler"], source, "scaler")
+            parts["scaler"] = self.accelerator.scaler
+        for name, part in parts.items():
+            fill(part, state[name], source, name)
         self.total.copy_(state["total"])
         self.steps_done = state["epoch"] * self.steps + state["position"]
-        for name in self.plain:
-            setattr(self, name, state[name])
+        self.begun, self.busy = state["begun"], state["busy"]
         self.started -= state["seconds"]
-        if self.recipe.see:
+        if self.run.recipe.see:
             self.objective.n_expanded = state["n_expanded"]
 
 # %% ../../nbs/training/09_training.ipynb #c14
@@ -251,33 +244,21 @@ class Output:
         lock = self.checkpoint.with_name(f".{self.checkpoint.name}.lock")
         return claimed(lock, f"process {os.getpid()} on {socket.gethostname()}, {since}")
 
-    def stored(self, recipe: Recipe, resume: bool) -> dict | None:
+    def stored(self, resume: bool) -> dict | None:
         "The state to go on from, if there is one."
-        path = self.checkpoint
-        if path is None or not path.exists():
+        if self.checkpoint is None or not self.checkpoint.exists():
             return None
         if not resume:
             raise SeeError(
-                f"checkpoint: {path} is there already. Go on with it by resume=True (--resume), or "
-                "choose another folder."
+                f"checkpoint: {self.checkpoint} is there already. Go on with it by resume=True "
+                "(--resume), or choose another folder."
             )
-        state = read_checkpoint(path)
-        stored, now = asdict(recipe_from(state["recipe"], f"checkpoint: {path}")), asdict(recipe)
-        differ = [f"{k} {stored[k]!r}, now {v!r}" for k, v in now.items() if v != stored[k]]
-        if differ:
-            raise SeeError(
-                f"checkpoint: {path} belongs to another recipe: {'; '.join(differ)}. Choose "
-                "another folder, or repeat its options."
-            )
-        return state
-
-    def due(self, position: int) -> bool:
-        "Whether a checkpoint is, at a step within an epoch."
-        return bool(self.every and position and position % self.every == 0)
+        return read_checkpoint(self.checkpoint)
 
     def keep(self, training: Training) -> None:
-        "Write the checkpoint of a training under way."
-        if self.checkpoint and self.main:
+        "Write the checkpoint of a training under way, after an epoch or when it is due."
+        due = not training.position or (self.every and training.position % self.every == 0)
+        if due and self.checkpoint and self.main:
             save_checkpoint(training.state(), self.checkpoint)
 
     def finish(self, run: Run, new: bool = True) -> Run:
@@ -297,11 +278,11 @@ def run_epochs(
     progress: bool = True,  # a bar over images
 ) -> None:
     "From wherever the training stands to its end."
-    recipe, size, accelerator = training.recipe, training.recipe.batch_size, training.accelerator
+    recipe, accelerator = training.run.recipe, training.accelerator
     accelerator.init_trackers("see_nb", config=asdict(recipe))
     with tqdm(
-        total=recipe.epochs * training.steps * size,
-        initial=training.steps_done * size,
+        total=recipe.epochs * training.steps * recipe.batch_size,
+        initial=training.steps_done * recipe.batch_size,
         unit="img",
         unit_scale=True,
         desc=f"{recipe.method}, seed {recipe.seed}",
@@ -313,8 +294,8 @@ def run_epochs(
             for images, labels in training.loader:
                 training.train_step(images, labels)
                 training.busy = before + time.perf_counter() - started
-                bar.update(size)
-                if output.due(training.position):
+                bar.update(recipe.batch_size)
+                if training.position:
                     output.keep(training)
             found = training.end_epoch(training.epoch % evaluate_every == 0, watch)
             bar.set_postfix({name: f"{value:.3g}" for name, value in found.items()})
@@ -324,7 +305,7 @@ def run_epochs(
         tracker.finish()
 
 # %% ../../nbs/training/09_training.ipynb #c18
-def raw_metrics(training: Epochs) -> dict:
+def raw_metrics(training: Training) -> dict:
     "Metrics of the backbone's features, normalised, and how many they are."
     test_set, features = training.splits.test_set, Features(training.encoder)
     parts = [part for part in (test_set, test_set.gallery) if part]
@@ -333,11 +314,11 @@ def raw_metrics(training: Epochs) -> dict:
     return retrieval_metrics(queries, test_set, *gallery) | size
 
 
-def without_copies(queries: Tensor, splits: Splits) -> dict:  # empty when there are none
-    "The metrics once more, of each photo only the first of its copies."
+def without_copies(queries: Tensor, splits: Splits, found: dict) -> dict:
+    "The metrics once more, of each photo only the first of its copies; nothing without copies."
     if not splits.copies or not len(splits.copies.pairs):
         return {}
-    labels = splits.test_set.labels
+    labels, name = splits.test_set.labels, splits.test_set.name
     keep = torch.ones(len(labels), dtype=torch.bool)
     keep[splits.copies.extra()] = False
     keep &= labels[keep].bincount(minlength=len(splits.test_set.classes))[labels] > 1
@@ -345,7 +326,14 @@ def without_copies(queries: Tensor, splits: Splits) -> dict:  # empty when there
         return {}
     share = len(splits.copies.concerned()) / len(labels)
     rest = leave_out(splits.test_set, (~keep).nonzero().flatten().tolist())
-    return {"copies": {"share": share, **retrieval_metrics(queries[keep], rest)}}
+    metrics = retrieval_metrics(queries[keep], rest)
+    warnings.warn(
+        f"{name}: {share:.1%} of the test photos have a copy among them. Recall@1 is "
+        f"{found['recall_at_1']:.1%}, without the copies {metrics['recall_at_1']:.1%}. "
+        "`see-nb duplicates` lists them.",
+        stacklevel=4,
+    )
+    return {"copies": {"share": share, **metrics}}
 
 
 def nearest_hits(test_set: RetrievalDataset, *tested: Tensor) -> dict:
@@ -357,25 +345,18 @@ def nearest_hits(test_set: RetrievalDataset, *tested: Tensor) -> dict:
 # %% ../../nbs/training/09_training.ipynb #c18a
 def training_facts(training: Training) -> dict:
     "What was trained, on what, for how long."
-    recipe, splits = training.recipe, training.splits
-    train_set, test_set = splits.train_set, splits.test_set
-    images = recipe.epochs * training.steps * recipe.batch_size
+    train_set, test_set = training.splits.train_set, training.splits.test_set
+    images = training.steps_done * training.run.recipe.batch_size
     return {
-        **asdict(recipe),
-        "encoder_grad": recipe.encoder_learns,
-        "method": recipe.method,
-        "setting": recipe.setting,
+        **training.run.recipe.columns(),
+        **training.begun,
         "frames": "independent",
-        "fingerprint": recipe.fingerprint,
-        "run": training.run,
         "split": "test classes, last epoch",
         "n_train": len(train_set),
         "n_train_classes": len(train_set.classes),
         "n_test": len(test_set),
         "n_test_classes": len(test_set.classes),
         "n_expanded": training.n_expanded,
-        "weights_sha256": training.weights_sha256,
-        "raw": training.raw,
         "processes": training.accelerator.num_processes,
         "seconds": round(training.seconds, 2),
         "images_per_second": round(images / max(training.busy, 1e-9), 1),
@@ -389,15 +370,15 @@ def make_row(training: Training, experiment: str) -> dict:
     parts = [splits.train_set, splits.test_set, *filter(None, [splits.test_set.gallery])]
     fitted, *tested = (embed(training.encoder, part, **training.look) for part in parts)
     if training.accelerator.is_main_process:
+        found = retrieval_metrics(tested[0], splits.test_set, *tested[1:])
         row[0] = {
             **training_facts(training),
             "experiment": experiment,
-            **retrieval_metrics(tested[0], splits.test_set, *tested[1:]),
+            **found,
             **nearest_hits(splits.test_set, *tested),
-            **without_copies(tested[0], splits),
+            **without_copies(tested[0], splits, found),
             **proxy_similarity(fitted, splits.train_set.labels, training.objective),
             "neighbours": neighbours(*tested),
-            "history": training.history,
             **machine(),
         }
     return broadcast_object_list(row)[0]
@@ -419,21 +400,18 @@ def start_processes(
     if cpu and precision == "fp16":
         raise SeeError("precision: fp16 needs a GPU. Use bf16, or no.")
     options = {"log_with": tracker, "project_dir": folder or Path.cwd()} if tracker else {}
-    foreign = [name for name in os.environ if name.startswith("ACCELERATE_")]
-    others = {name: os.environ.pop(name) for name in foreign}
-    try:
+    with patch.dict(os.environ):
+        for name in [name for name in os.environ if name.startswith("ACCELERATE_")]:
+            del os.environ[name]
         AcceleratorState._reset_state()
         return Accelerator(mixed_precision=precision, cpu=cpu, **options)
-    finally:
-        os.environ.update(others)
 
 # %% ../../nbs/training/09_training.ipynb #c20a
 def prepare(
     recipe: Recipe,
     root: str | Path | None,  # data root; the folder itself for the data set "folder"
     accelerator: Accelerator,
-    state: dict | None = None,  # of a training that goes on
-    source: str = "",  # of the state, for the message
+    run: Run | None = None,  # that goes on
     *,
     n_workers: int | None = None,  # processes that cut crops; None: 0 on a CPU, else up to 8
     check: bool = True,  # decode every photo
@@ -442,27 +420,31 @@ def prepare(
     report: Path | None = None,  # file that lists them
     copies: bool = False,  # look for copies among the test photos
 ) -> Training:
-    "Data, model and loss of a training, new or where it was."
+    "Data, model and loss of a training, at its start; the row says which weights it starts with."
     home = data_root(None if recipe.dataset == "folder" else root)
     with accelerator.main_process_first():  # what can be downloaded, made or unpacked is, once
-        splits = Splits.load(recipe, root, state and state["data"])
+        splits = Splits.load(recipe, root, run and run.data)
     torch.manual_seed(recipe.seed)
-    model, sha256 = first_model(recipe, splits.channels, home, checkpointing, empty=bool(state))
-    if state:
-        fill(model, state["model"], source, "model")
+    start = {"pretrained": recipe.pretrained, "checkpointing": checkpointing}
+    if not run:
+        start["weights"] = weights_file(recipe, home)
+    model = run.model if run else empty_model(recipe, splits.channels, **start)
     with accelerator.main_process_first():
         splits.store(recipe, model.interpolation, check, home / "cache", skip_damaged, report)
     if copies and accelerator.is_main_process:
         splits.find_copies()
-    objective = make_objective(recipe, len(splits.train_set.classes), model.n_features)
-    model, objective = model.to(accelerator.device), objective.to(accelerator.device)
+    published = recipe.weights or (recipe.pretrained and recipe.backbone != "conv4")
+    sha256 = weights_digest(model.backbone) if published and not run else ""
+    if not run:
+        classes = splits.train_set.classes
+        objective = make_objective(recipe, len(classes), model.n_features)
+        run = Run(recipe, model, objective, classes, {}, splits.facts)
+    run.model.to(accelerator.device), run.objective.to(accelerator.device)
     if recipe.frozen:
         with accelerator.main_process_first():
             splits.take_features(model, recipe, home / "cache")
-    training = Training(recipe, model, objective, splits, accelerator, n_workers)
-    training.weights_sha256 = sha256
-    if state:
-        training.restore(state, source)
+    training = Training(run, splits, accelerator, n_workers)
+    training.begun["weights_sha256"] = sha256
     return training
 
 # %% ../../nbs/training/09_training.ipynb #c21
@@ -487,43 +469,40 @@ def train(
 ) -> Run:
     "Train by a recipe, test once at the end, append one row. Under torchrun, in all processes."
     started = time.perf_counter()
-    check_counts(1, checkpoint_every=checkpoint_every, evaluate_every=evaluate_every)
-    check_counts(0, n_workers=n_workers)
+    counts = (checkpoint_every, 1), (evaluate_every, 1), (n_workers, 0)
+    for name, (count, least) in zip(("checkpoint_every", "evaluate_every", "n_workers"), counts):
+        check_that(count is None or count >= least, name, count, f"at least {least}")
     paths = [expanded(path) if path else None for path in (checkpoint, results)]
     place = next((path.parent for path in paths if path), None)
     accelerator = start_processes(recipe.precision, tracker, place)
     output = Output(*paths, checkpoint_every, accelerator.is_main_process)
     with output.claim():
-        state, source = output.stored(recipe, resume), f"checkpoint: {checkpoint}"
-        if state and "row" in state:  # finished, but perhaps its row was not written
-            return output.finish(Run.of_state(state, source), new=False)
+        state, source = output.stored(resume), f"checkpoint: {checkpoint}"
+        run = Run.of_state(state, source, checkpointing) if state else None
+        if run:
+            check_same_recipe(run.recipe, recipe, source)
+        if run and run.row:  # finished, but perhaps its row was not written
+            return output.finish(run, new=False)
         options = {"n_workers": n_workers, "check": check, "checkpointing": checkpointing}
         options |= {"skip_damaged": skip_damaged, "copies": raw}
         options |= {"report": place / "damaged.csv" if place else None}
-        training = prepare(recipe, root, accelerator, state, source, **options)
+        training = prepare(recipe, root, accelerator, run, **options)
         training.started -= time.perf_counter() - started  # preparing counts, too
-        if raw and not state and training.weights_sha256:
-            training.raw = raw_metrics(training)
+        if state:
+            training.restore(state, source)
+        elif raw and training.begun["weights_sha256"]:
+            training.begun["raw"] = raw_metrics(training)
         run_epochs(training, output, evaluate_every, watch, progress)
-        run = training.as_run(make_row(training, experiment))
-        warn_of_copies(run)
-        run.model.eval()
-        return output.finish(run)
+        training.run.row = make_row(training, experiment)
+        training.run.model.eval()
+        return output.finish(training.run)
 
 # %% ../../nbs/training/09_training.ipynb #c21a
-def check_counts(least: int, **counts: int | None) -> None:
-    "A SeeError for a number that is given and is too small."
-    for name, count in counts.items():
-        if count is not None and count < least:
-            raise SeeError(f"{name}: expected at least {least}, got {count}.")
-
-
-def warn_of_copies(run: Run) -> None:
-    "A query whose copy is in the gallery is a hit for a task that nobody has."
-    if found := run.row.get("copies"):
-        warnings.warn(
-            f"{run.recipe.dataset}: {found['share']:.1%} of the test photos have a copy among "
-            f"them. Recall@1 is {run.row['recall_at_1']:.1%}, without the copies "
-            f"{found['recall_at_1']:.1%}. `see-nb duplicates` lists them.",
-            stacklevel=3,
+def check_same_recipe(stored: Recipe, recipe: Recipe, source: str) -> None:
+    "A SeeError that names the fields in which a training that goes on would change."
+    was, now = asdict(stored), asdict(recipe)
+    if differ := [f"{k} {was[k]!r}, now {v!r}" for k, v in now.items() if v != was[k]]:
+        raise SeeError(
+            f"{source} belongs to another recipe: {'; '.join(differ)}. Choose another folder, or "
+            "repeat its options."
         )
