@@ -44,7 +44,7 @@ from ..retrieval.pages import write_page
 from ..training.recipes import Recipe
 from ..training.results import read_rows
 from ..training.runs import run_recipes
-from ..training.training import prepare, start_processes
+from ..training.training import Prepared, Training, start_processes
 
 # %% ../../nbs/experiments/03_compare.ipynb #c05
 def recipe_for(
@@ -72,7 +72,9 @@ def seconds_of_run(
     n_steps: int = 20,  # at most; five seconds of them are enough, too
 ) -> float:
     "How long a training takes when its data are ready, by its first steps; tests are not in it."
-    training = prepare(recipe, root, start_processes(recipe.precision))
+    accelerator = start_processes(recipe.precision)
+    prepared = Prepared(recipe, root, accelerator)
+    training = Training(prepared.run, prepared.splits, accelerator)
     training.begin_epoch()
     started, steps = time.perf_counter(), 0
     for images, labels in islice(training.loader, n_steps):

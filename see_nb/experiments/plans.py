@@ -338,12 +338,13 @@ def raw_row(
     root: str | Path | None = None,  # data root
 ) -> None:
     "What the backbone's features reach without any training."
-    splits, cache = Splits.load(recipe, root), data_root(root) / "cache"
+    splits, home = Splits.load(recipe, root), data_root(root)
     raw = replace(recipe, frozen="backbone", warmup_epochs=0)
-    model = empty_model(raw, splits.channels, weights=weights_file(recipe, root)).eval()
-    splits.store(recipe, model.interpolation, False, cache)
+    weights = weights_file(recipe.weights, home)
+    model = empty_model(raw, splits.channels, weights=weights).eval()
+    splits.store(recipe, model.interpolation, False, home / "cache")
     dataset = splits.validation_set or splits.test_set
-    photos = crop_features(model, dataset, recipe.image_size, cache=cache)
+    photos = crop_features(model, dataset, recipe.image_size, cache=home / "cache")
     features = F.normalize(photos.images.flatten(1).float(), dim=1)
     facts = {name: getattr(recipe, name) for name in ("dataset", "backbone", "image_size")}
     run = " ".join(["raw", *map(str, facts.values()), *(["validation"] * bool(recipe.validation))])

@@ -8,6 +8,7 @@ __all__ = ['frozen_outputs', 'write_rows', 'kept_file', 'crop_features']
 # %% ../../nbs/training/14_features.ipynb #c02
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -28,9 +29,9 @@ def frozen_outputs(
     dataset: RetrievalDataset,  # N photos
     transform,  # from a photo to a crop
     n_crops: int,  # at least 1
-    batch_size: int,  # crops at once
     precision: str,  # no or bf16: of the inner stages
     start: int = 0,  # crops that are there already
+    batch_size: int = 64,  # crops at once
 ) -> Iterator[np.ndarray]:  # (crops, F) in single, or (crops, channels, H, W) in half precision
     "What comes out of the frozen part, photo by photo and crop by crop, in batches."
     keys = [(i, chance) for i in range(len(dataset)) for chance in range(n_crops)][start:]
@@ -86,15 +87,11 @@ def crop_features(
     n_crops: int = 0,  # random crops per photo; 0: the middle only
     smallest: float = 0.2,  # share of the photo's area that the smallest crop covers
     precision: str = "no",  # or bf16, in which inner stages are made
-    batch_size: int = 64,  # crops at once
 ) -> RetrievalDataset:  # with (N, max(n_crops, 1), F) or (N, ..., channels, H, W) for the images
     "What comes out of the frozen part for some crops of each photo, made once."
     how, n, each = model.interpolation, len(dataset), max(n_crops, 1)
     cut = train_transform(image_size, smallest, how) if n_crops else test_transform(image_size, how)
-
-    def rows(start: int) -> Iterator[np.ndarray]:
-        return frozen_outputs(model, dataset, cut, each, batch_size, precision, start)
-
+    rows = partial(frozen_outputs, model, dataset, cut, each, precision)
     photos = isinstance(dataset.images, Photos)
     content = dataset.images.identity() if photos else dataset.image_hash
     made_by = image_size, n_crops, smallest, how, model.stage, precision
