@@ -665,8 +665,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                                                                         'see_nb/experiments/figures.py'),
                                             'see_nb.experiments.figures.neighbour_sheet': ( 'experiments/figures.html#neighbour_sheet',
                                                                                             'see_nb/experiments/figures.py'),
-                                            'see_nb.experiments.figures.png_of': ( 'experiments/figures.html#png_of',
-                                                                                   'see_nb/experiments/figures.py'),
                                             'see_nb.experiments.figures.set_style': ( 'experiments/figures.html#set_style',
                                                                                       'see_nb/experiments/figures.py'),
                                             'see_nb.experiments.figures.small_png': ( 'experiments/figures.html#small_png',
