@@ -182,7 +182,7 @@ def test_bad_input_is_one_line(album, checkpoint, tmp_path, capsys):
         "expected the model": ("index", "--photos", album, "--output", new),
         "there is no such file": ("index", "--photos", album, "--checkpoint", "/none.pt", "--output", new),
         "damaged, cut off or no checkpoint": ("index", "--photos", album, "--checkpoint", photo, "--output", new),
-        "has no config.json": ("index", "--photos", album, "--checkpoint", album, "--output", new),
+        "`see-nb export --folder` writes such a folder": ("index", "--photos", album, "--checkpoint", album, "--output", new),
         "there is no photo or folder /none": ("index", "--photos", "/none", "--checkpoint", checkpoint,
                                "--output", new),
         "below, got none": ("index", "--photos", tmp_path / "empty", "--checkpoint", checkpoint,
