@@ -37,6 +37,7 @@ html_copy_source = html_show_sphinx = html_use_index = False
 html_sidebars = {"**": ["navbar-logo.html", "sbt-sidebar-nav.html"]}
 html_theme_options = {"use_download_button": False, "use_fullscreen_button": False,
                       "show_toc_level": 2, "show_navbar_depth": 1}  # fmt: skip
+REFERENCE = "```{{eval-rst}}\n.. automodule:: {}\n   :members:\n```"
 
 
 def read_page(app, name: str, source: list[str]) -> None:
@@ -57,45 +58,36 @@ def read_page(app, name: str, source: list[str]) -> None:
             defined = ", ".join(re.findall(r"^(?:def|class) (\w+)", text, flags=re.M)) or "code"
             options = {"tags": tags, "mystnb": {"code_prompt_show": f"Show {defined}"}}
             cells.append(cell | {"source": text or "...", "metadata": options})
-    if name == "cli":
-        cells.append(markdown("help", command_help()))
-    elif module:
-        module = f"see_nb.{module}".removesuffix(".__init__")
-        members = f".. automodule:: {module}\n   :members:"
-        text = f"```{{eval-rst}}\n{members}\n```"
-        cells.append(
-            markdown("reference", "## Reference\n\n" + behind_a_click(f"All of {module}", text))
-        )
+    if module:
+        text = "## Reference" + "".join(map(behind_a_click, *zip(*reference_of(module).items())))
+        cells.append({"cell_type": "markdown", "id": "reference", "metadata": {}, "source": text})
     source[0] = json.dumps(notebook | {"cells": cells})
 
 
-def markdown(name: str, text: str) -> dict:
-    "A cell of text."
-    return {"cell_type": "markdown", "id": name, "metadata": {}, "source": text}
-
-
 def behind_a_click(title: str, text: str) -> str:
-    return f"<details><summary>{title}</summary>\n\n{text}\n\n</details>"
+    return f"\n\n<details><summary>{title}</summary>\n\n{text}\n\n</details>"
 
 
-def command_help() -> str:
-    "What the program says today, command by command, each behind a click."
-    os.environ["COLUMNS"] = "76"  # what a page is wide
-    parts = ["## The options of each command"]
+def reference_of(module: str) -> dict[str, str]:  # title -> Markdown
+    "All names of a module; of the program, what each command says today."
+    if module != "cli":
+        module = f"see_nb.{module}".removesuffix(".__init__")
+        return {f"All of {module}": REFERENCE.format(module)}
+    os.environ["COLUMNS"], texts = "76", {}  # what a page is wide
     for name in COMMANDS:
         with contextlib.redirect_stdout(io.StringIO()) as said:
             main([name, "--help"])
-        text = f"```text\n{said.getvalue().rstrip()}\n```"
-        parts.append(behind_a_click(f"see-nb {name}", text))
-    return "\n\n".join(parts)
+        texts[f"see-nb {name}"] = f"```text\n{said.getvalue().rstrip()}\n```"
+    return texts
 
 
 def read_comments(app, what: str, name: str, thing, options, lines: list[str]) -> None:
     "Comments beside parameters, fields and results, as Sphinx wants them."
+    if what not in ("function", "method", "class"):
+        return
+    lines[:] = [*map(escaped, lines), ""]
     with contextlib.suppress(TypeError, ValueError, OSError, SyntaxError):  # made at run time
-        found = docments(thing, full=True) if what in ("function", "method", "class") else {}
-        lines[:] = [*map(escaped, lines), ""]
-        for parameter, about in found.items():
+        for parameter, about in docments(thing, full=True).items():
             if about.docment and parameter != "self":
                 field = "returns" if parameter == "return" else f"param {parameter}"
                 lines.append(f":{field}: {escaped(' '.join(about.docment.split()))}")

@@ -1,14 +1,13 @@
 "Costs: how they are measured, and what the committed rows hold. No speed is asked for here."
 
 import json
-from itertools import groupby
 
 import pytest
 import torch
 from conftest import run_cells
 from pytorch_metric_learning.losses import ProxyAnchorLoss
 
-from see_nb.experiments.cost import BUDGETS, compared, log_slope, peak_bytes, rows_with, take_turns
+from see_nb.experiments.cost import BUDGETS, log_slope, peak_bytes, rows_with
 from see_nb.method.see_loss import SEELoss
 from see_nb.training.results import append_row, read_rows
 
@@ -20,18 +19,6 @@ NAMES = ["what", "unit", "side", "base", "dataset", "metric"]
 def rows(root):
     "The committed measurements."
     return read_rows(root / "nbs" / "experiments" / "results" / "cost.jsonl")
-
-
-def test_functions_take_turns():
-    called = []
-    times = take_turns(
-        {name: lambda name=name: called.append(name) for name in "ab"}, rounds=3, seconds=0
-    )
-    assert "".join(name for name, _ in groupby(called)) == "ab" * 4  # to warm up, then in turns
-    assert times.shape == (3, 2) and (times > 0).all(axis=None)
-    found = compared(times, "a", "b")
-    assert found["ratio_low"] <= found["ratio"] <= found["ratio_high"]
-    json.dumps(found, allow_nan=False)
 
 
 def test_memory_of_a_step_is_the_same_each_time_and_more_with_more_synthetics():

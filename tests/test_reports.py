@@ -6,7 +6,6 @@ import json
 import re
 import shutil
 import statistics
-from collections import defaultdict
 from dataclasses import asdict
 from pathlib import Path
 
@@ -19,14 +18,10 @@ from IPython.display import display
 from PIL import Image
 
 from see_nb import cli
-from see_nb.experiments.evidence import labelled
 from see_nb.experiments.paper_table import AS_PUBLISHED, TABLE_CELL, read_paper, side_by_side
-from see_nb.experiments.statistics import levels_table
 from see_nb.training.presets import preset
-from see_nb.training.results import read_rows
 
 EXPERIMENTS = Path(__file__).parents[1] / "nbs" / "experiments"
-BIRDS = ("DeiT-S/16 distilled", 128, "CUB-200-2011")
 
 
 def finished(name: str, recalls: tuple[float, ...], ks=(1, 2, 4, 8), **changes) -> list[dict]:
@@ -41,26 +36,16 @@ def finished(name: str, recalls: tuple[float, ...], ks=(1, 2, 4, 8), **changes) 
     ]
 
 
-@pytest.fixture
-def made() -> dict[tuple, list[dict]]:
-    "Cells of the table with three, two and one seeds; under None what must not count."
-    bird = "cub200-deit_small-128"
-    in_shop = finished("inshop-resnet50-512", (0.9,), (1, 10, 20, 30), see=False)
+def test_the_main_table_is_what_the_rows_say(tmp_path, monkeypatch):
+    good = finished("cub200-deit_small-128", (0.70, 0.73, 0.71))
     wrong = ({"epochs": 2}, {"weight": 0.3}, {"allow_incomplete": True})
-    return {
-        (AS_PUBLISHED, *BIRDS): finished(bird, (0.70, 0.73, 0.71)),
-        ("Hyp", *BIRDS): finished(bird, (0.65, 0.69), loss="hyp", see=False),
-        ("PA", "ResNet-50", 512, "In-Shop"): in_shop,
-        None: [row for changes in wrong for row in finished(bird, (0.99,), **changes)],
-    }
-
-
-def test_the_main_table_is_what_the_rows_say(made, tmp_path, monkeypatch):
-    rows = [row for part in made.values() for row in part]
+    wrong = [finished("cub200-deit_small-128", (0.99,), **changes)[0] for changes in wrong]
+    one = finished("inshop-resnet50-512", (0.9,), (1, 10, 20, 30), see=False)
     here, output = tmp_path / "nbs" / "experiments", tmp_path / "runs" / "a"
-    shutil.copytree(EXPERIMENTS / "paper", here / "paper")
+    for name in ("paper", "results"):
+        shutil.copytree(EXPERIMENTS / name, here / name)
     output.mkdir(parents=True)
-    for name, part in (("benchmarks", rows[:4]), ("results", rows[4:])):
+    for name, part in (("benchmarks", good), ("results", [*wrong, *one])):
         text = "".join(json.dumps(row) + "\n" for row in part)
         (output / f"{name}.jsonl").write_text(text)
     monkeypatch.chdir(here)
@@ -71,22 +56,17 @@ def test_the_main_table_is_what_the_rows_say(made, tmp_path, monkeypatch):
         if "table1.tex" in cell.source:
             break
     paper, latex = read_paper("paper/table1.csv"), (output / "table1.tex").read_text()
-    table = pd.read_csv(output / "table1.csv").set_index([*TABLE_CELL, "metric"])
-    shares = defaultdict(list)
-    for cell, runs in made.items():
-        for metric in set(paper.metric[paper.dataset == cell[-1]]) if cell else ():
-            name = metric.replace("R@", "recall_at_")
-            shares[(*cell, metric)] = [100 * run[name] for run in runs]
-    assert set(table.index[table.n > 0]) == set(shares) and len(shares) == 9
-    for key, values in shares.items():
-        found, several = table.loc[[key]].iloc[0], len(values) > 1
-        spread = statistics.stdev(values) if several else None
-        assert (found["mean"], found["n"]) == (pytest.approx(statistics.mean(values)), len(values))
-        assert found["std"] == pytest.approx(spread) if several else pd.isna(found["std"])
-        text = rf" $\pm$ {spread:.1f}" if several else ""
-        assert f"$|$ {found['mean']:.1f}{text} ({len(values)})" in latex
-    printed = table.paper.dropna().rename({AS_PUBLISHED: "SEE"}).to_dict()
-    assert printed == paper.set_index([*TABLE_CELL, "metric"]).percent.to_dict()
+    table = pd.read_csv(output / "table1.csv")
+    own = table[table.n > 0].set_index(["line", "metric"])
+    assert own.n.to_dict() == {(AS_PUBLISHED, m): 3 for m in ("R@1", "R@2", "R@4")} | {
+        ("PA", m): 1 for m in ("R@1", "R@10", "R@20")
+    }
+    assert own["mean"][AS_PUBLISHED, "R@1"] == pytest.approx(71.433, abs=1e-3)
+    assert own["std"][AS_PUBLISHED, "R@1"] == pytest.approx(statistics.stdev((70, 73, 71)))
+    assert r"$|$ 71.4 $\pm$ 1.5 (3)" in latex and r"$|$ 90.1 (1)" in latex
+    printed = table.dropna(subset="paper").replace({"line": {AS_PUBLISHED: "SEE"}})
+    key = [*TABLE_CELL, "metric"]
+    assert printed.set_index(key).paper.to_dict() == paper.set_index(key).percent.to_dict()
     assert table.command.isna().eq(table.n > 0).all()
 
 
@@ -113,16 +93,6 @@ def test_the_run_of_a_command_fills_the_blank_beside_it(monkeypatch):
             {name: line[name] for name in TABLE_CELL}
         ]
     assert len(started) > 5
-
-
-def test_levels_are_what_pandas_makes_of_the_rows():
-    rows = read_rows(EXPERIMENTS / "results" / "evidence.jsonl")
-    assert not rows.duplicated("run").any()
-    rows = labelled(rows[rows.experiment == "evidence methods"])
-    table = levels_table(rows, ["dataset", "arm"]).set_index(["dataset", "arm"])
-    for cell, group in rows.groupby(["dataset", "arm"]):
-        mean, std = 100 * group.recall_at_1.mean(), 100 * group.recall_at_1.std()
-        assert table.loc[cell, "Recall@1, %"] == f"{mean:.2f} ± {std:.2f} ({len(group)})"
 
 
 def outputs(notebook: nbformat.NotebookNode) -> list[list[tuple[str, str]]]:

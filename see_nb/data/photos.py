@@ -31,6 +31,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import BinaryIO
 
@@ -59,19 +60,11 @@ def photo_endings() -> frozenset[str]:  # ".jpg", ".png", ...
     return frozenset(e for e, kind in kinds if kind in Image.OPEN and kind not in NO_PHOTOS)
 
 # %% ../../nbs/data/01_photos.ipynb #c09
-SYSTEM = {  # names, in small letters, that computers and network drives put among photos
-    *("thumbs.db", "ehthumbs.db", "desktop.ini", "$recycle.bin", "recycler", "found.000"),
-    *("system volume information", "__macosx", "network trash folder", "temporary items"),
-    *(
-        "lost+found",
-        "lost.dir",
-        "@eadir",
-        "#recycle",
-        "#snapshot",
-        "@recycle",
-        "@recently-snapshot",
-    ),
-}
+SYSTEM = set(  # names, in small letters, that computers and network drives put among photos
+    "thumbs.db, ehthumbs.db, desktop.ini, $recycle.bin, recycler, found.000, lost+found, lost.dir, "
+    "system volume information, __macosx, network trash folder, temporary items, @eadir, #recycle, "
+    "#snapshot, @recycle, @recently-snapshot".split(", ")
+)
 PHOTO, FOLDER = "photo", "folder"
 UNREADABLE = "files that Pillow does not read here"
 LINKS = "links that lead nowhere, back, or to a photo that is listed already"
@@ -346,16 +339,24 @@ def hash_photos(
     return {file: row for file, row in found.items() if file not in faults}, faults
 
 # %% ../../nbs/data/01_photos.ipynb #c22d
-def in_threads(items: Sequence, work: Callable, text: str, block: int = 256) -> Iterator:
-    "`work` of each item, in order, with a bar; a block at a time, to bound the memory."
-    with (
-        ThreadPoolExecutor(min(32, os.cpu_count() or 1)) as pool,
-        tqdm(total=len(items), desc=text, unit="photo", delay=2) as bar,
-    ):
-        for start in range(0, len(items), block):
-            for result in pool.map(work, items[start : start + block]):
-                yield result
+def in_threads(
+    items: Sequence,
+    work: Callable,
+    text: str = "",  # of a bar; "": none
+    ahead: int = 256,  # items that are under way, which bounds the memory
+) -> Iterator:  # what `work` makes of each item, in order
+    "Work that threads do while its results are used."
+    pool, todo = ThreadPoolExecutor(min(32, os.cpu_count() or 1)), iter(items)
+    bar = tqdm(total=len(items), desc=text, unit="photo", delay=2, disable=not text)
+    with bar:
+        try:
+            running = deque(pool.submit(work, item) for item in islice(todo, ahead))
+            while running:
+                yield running.popleft().result()
                 bar.update()
+                running.extend(pool.submit(work, item) for item in islice(todo, 1))
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 # %% ../../nbs/data/01_photos.ipynb #c22c
 def content_hashes(

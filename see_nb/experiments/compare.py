@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['SPREAD', 'recipe_for', 'seconds_of_run', 'plan_in_words', 'Comparison', 'compare', 'compare_page', 'answer_in_words',
-           'rates_table', 'raw_features', 'raw_in_words']
+           'rates_table', 'raw_features']
 
 # %% ../../nbs/experiments/03_compare.ipynb #c02
+import base64
 import os
 import time
 from collections.abc import Callable
@@ -26,7 +27,7 @@ from see_nb.experiments.evidence import (
     in_points,
     tests_table,
 )
-from .figures import forest_picture
+from .figures import forest_plot, png_of
 from see_nb.experiments.plans import (
     AS_PUBLISHED,
     SETTINGS,
@@ -189,6 +190,11 @@ def _check(recipes: dict[str, Recipe], seeds: int) -> None:
         raise SeeError("recipes: expected the same data set and the same classes in all of them.")
 
 # %% ../../nbs/experiments/03_compare.ipynb #c20
+_DARK = (
+    "@media (prefers-color-scheme: dark) { #forest { filter: invert(0.93) hue-rotate(180deg) } }"
+)
+
+
 def compare_page(
     found: Comparison,
     path: str | Path,  # of the page
@@ -197,32 +203,39 @@ def compare_page(
     tests = found.tests()
     names = tests.compared.str.removesuffix(f" − {found.first}")
     lines = tests.drop(columns="level").assign(where=names, arm="")
-    about = (
-        "Mean difference over seeds with its 95 % interval; the band is the margin of "
-        f"{found.margin:g} points, below which a difference does not matter."
-    )
+    picture = base64.b64encode(png_of(forest_plot(lines, baseline=found.first))).decode()
     tables = {
         "Recall@1": tests_table(tests),
         "MAP@R (no margin)": tests_table(found.tests("map"), "MAP@R"),
         "Levels and rates": rates_table(found),
         "Details": details_table(tests),
     }
-    parts = [f"<p>{escape(f'{answer_in_words(tests)} {raw_in_words(found)}')}</p>"]
-    parts += [forest_picture(lines, baseline=found.first), f"<p>{about}</p>"]
+    body = f"""<style>{_DARK}</style><p>{escape(answer_in_words(found))}</p>
+<img id="forest" style="max-width: 100%; width: 46rem" alt="Differences with their intervals"
+ src="data:image/png;base64,{picture}">
+<p>Mean difference over seeds with its 95 % interval; the band is the margin of {found.margin:g}
+points, below which a difference does not matter.</p>"""
     for title, table in tables.items():
-        parts.append(f"<h2>{title}</h2>{table.to_html(index=False, border=0)}")
-    return write_page(path, f"Against {found.first}", "\n".join(parts))
+        body += f"\n<h2>{title}</h2>{table.to_html(index=False, border=0)}"
+    return write_page(path, f"Against {found.first}", body)
 
 # %% ../../nbs/experiments/03_compare.ipynb #c20a
 def answer_in_words(
-    tests: pd.DataFrame,  # of `Comparison.tests`
-) -> str:  # a sentence a test
-    "The verdict on each recipe."
-    return " ".join(
+    found: Comparison,
+) -> str:  # a sentence a test, and one for each pretrained network
+    "The verdict on each recipe, and what is reached without any training."
+    said = [
         f"{test['compared']}: {test['verdict']}, {with_interval(test)} points of Recall@1 over "
         f"{test['n']} seeds (p {test['corrected']:.2g})."
-        for test in tests.to_dict("records")
-    )
+        for test in found.tests().to_dict("records")
+    ]
+    level = found.rows[found.rows.arm == found.first].recall.mean()
+    said += [
+        f"Without any training, {name} reaches a Recall@1 of {100 * raw['recall_at_1']:.1f} %; "
+        f"{found.first} reaches {level:.1f} %."
+        for name, raw in raw_features(found).items()
+    ]
+    return " ".join(said)
 
 
 def rates_table(found: Comparison) -> pd.DataFrame:  # texts
@@ -233,9 +246,8 @@ def rates_table(found: Comparison) -> pd.DataFrame:  # texts
         table[name.replace("_", " ")] = values
     table["seconds"] = found.rows.groupby("arm").seconds.median().map("{:.1f}".format)
     for name, raw in raw_features(found).items():
-        table.loc[name, table.columns[:2]] = [
-            f"{100 * raw[m]:.2f}" for m in ("recall_at_1", "map_at_r")
-        ]
+        levels = [f"{100 * raw[metric]:.2f}" for metric in ("recall_at_1", "map_at_r")]
+        table.loc[name, table.columns[:2]] = levels
     return table.fillna("").reset_index(names="recipe")
 
 
@@ -244,13 +256,3 @@ def raw_features(found: Comparison) -> dict[str, dict]:  # a line's name -> metr
     rows = found.rows[found.rows.raw.map(bool)] if "raw" in found.rows else found.rows[:0]
     rows = rows.drop_duplicates(["backbone", "image_size"])
     return {f"raw {row.backbone}, {row.image_size} px": row.raw for row in rows.itertuples()}
-
-
-def raw_in_words(found: Comparison) -> str:  # sentences, empty where there are none
-    "Beside the level of the first recipe."
-    level = found.rows[found.rows.arm == found.first].recall.mean()
-    return " ".join(
-        f"Without any training, {name} reaches a Recall@1 of {100 * raw['recall_at_1']:.1f} %; "
-        f"{found.first} reaches {level:.1f} %."
-        for name, raw in raw_features(found).items()
-    )

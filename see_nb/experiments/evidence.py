@@ -6,11 +6,10 @@
 __all__ = ['ABOVE', 'BELOW', 'EQUAL', 'UNEQUAL', 'SHORT', 'CLAIMS', 'PAPER_CLAIMS', 'PREDICTIONS', 'ALL_CLAIMS', 'EFFECT_PARTS',
            'labelled', 'in_points', 'evidence_rows', 'Claim', 'pairs_of', 'differences', 'claim_tests',
            'class_interval', 'tests_table', 'details_table', 'predictions_table', 'counted', 'setting_effects',
-           'raw_recall', 'pooled_in_words', 'above_raw_in_words']
+           'raw_recall', 'pooled_in_words']
 
 # %% ../../nbs/experiments/12_evidence.ipynb #c02
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -18,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ..errors import SeeError
+from ..baselines.registry import LOSSES
 from see_nb.experiments.plans import (
     AS_PUBLISHED,
     PAPER,
@@ -40,31 +39,25 @@ from see_nb.experiments.statistics import (
     verdict,
     with_interval,
 )
-from ..baselines.registry import LOSSES
 from ..training.results import hits_of, report_rows
 
 # %% ../../nbs/experiments/12_evidence.ipynb #c04
+_ARMS = {
+    (changes["encoder_grad"], changes.get("expansion", "see")): label
+    for label, changes in SETTINGS.items()
+    if label != "alone"
+}
+
+
 def labelled(
-    rows: pd.DataFrame,  # one row per run, may be none
+    rows: pd.DataFrame,  # one row per run
 ) -> pd.DataFrame:  # of the plan's settings, with arm, where, D, cell, recall and map in points
     "Rows of the plan, each with the label of its setting and Recall@1, MAP@R in points."
-    if rows.empty:
-        return rows
     rows = rows[rows.see.notna() & ~rows.experiment.str.endswith(("search", "gate"))]
-    rows = rows[~rows.see.astype(bool) | (rows.frames == "independent")]
-    rows = in_points(rows.assign(arm=[_arm(row) for row in rows.to_dict("records")]))
-    return rows[rows.arm != ""]
-
-
-def _arm(row: dict) -> str:
-    "The label of a row's setting; empty where the plan has none."
-    if not row["see"]:
-        return "alone"
-    setting = {name: row[name] for name in ("encoder_grad", "expansion")}
-    labels = (
-        label for label, wanted in SETTINGS.items() if {"expansion": "see"} | wanted == setting
-    )
-    return next(labels, "")
+    see = rows.see.astype(bool)
+    arms = [_ARMS.get(setting, "") for setting in zip(rows.encoder_grad, rows.expansion)]
+    rows = in_points(rows.assign(arm=np.where(see, arms, "alone")))
+    return rows[(rows.arm != "") & (~see | (rows.frames == "independent"))]
 
 
 def in_points(
@@ -83,21 +76,17 @@ def _where(row: dict) -> str:
     names = {"resnet50_v1": "ResNet-50", "conv4": "small network"}
     network = names.get(row["backbone"], "" if frozen else "whole network")
     head = " head" if network and frozen else ""
-    return ", ".join(filter(None, (row["dataset"], f"{network}{head}")))
+    return f"{row['dataset']}, {network}{head}".removesuffix(", ")
 
 # %% ../../nbs/experiments/12_evidence.ipynb #c04a
 def evidence_rows(
     committed: str | Path = "results",  # folder of the rows that come with the repository
 ) -> pd.DataFrame:  # one row per run
-    "The rows of the plan, from all files that there are."
-    tables, losses = [], {loss for part in (PLAN | PAPER).values() for loss in part.losses}
-    for name in ("evidence", "references", "paper"):
-        with suppress(SeeError):  # not there yet
-            tables.append(report_rows(f"{name}.jsonl", committed))
-    if not tables:
-        return pd.DataFrame()
-    rows = pd.concat(tables, ignore_index=True)
-    rows = rows[rows.loss.isin(losses) | rows.loss.isna()]
+    "The rows of the plan, from all its files."
+    names = ("evidence", "references", "paper")
+    rows = pd.concat([report_rows(f"{n}.jsonl", committed) for n in names], ignore_index=True)
+    planned = {loss for part in (PLAN | PAPER).values() for loss in part.losses}
+    rows = rows[rows.loss.isin(planned) | rows.loss.isna()]
     return rows.assign(seed=rows.seed.fillna(0).astype(int))
 
 # %% ../../nbs/experiments/12_evidence.ipynb #c07
@@ -199,14 +188,13 @@ def pairs_of(
     rows: pd.DataFrame,  # of `labelled`, of one part and one value of `by`
     claim: Claim,
     metric: str = "recall",  # a column
-) -> pd.DataFrame:  # one row per seed that has both sides, columns one and other
+) -> tuple[pd.Series, pd.Series]:  # one value per seed that has both sides
     "The two sides of a claim, seed by seed."
-    for column, value in claim.where.items():
-        rows = rows[rows[column] == value]
-    rows = rows[rows.arm.isin([claim.one, claim.other])]
-    wide = rows.pivot(index="seed", columns="arm", values=metric)
-    wide = wide.reindex(columns=[claim.one, claim.other]).dropna()
-    return wide.set_axis(["one", "other"], axis=1)
+    rows = rows[(rows[list(claim.where)] == pd.Series(claim.where)).all(axis=1)]
+    sides = [claim.one, claim.other]
+    wide = rows[rows.arm.isin(sides)].pivot(index="seed", columns="arm", values=metric)
+    wide = wide.reindex(columns=sides).dropna()
+    return wide[claim.one], wide[claim.other]
 
 
 def differences(
@@ -216,14 +204,12 @@ def differences(
 ) -> pd.Series:  # one per seed that has both sides
     "What the claim is about, seed by seed."
     if claim.across:
-        column, first, second = claim.across
-        of = [
-            differences(rows[rows[column] == value], replace(claim, across=None), metric)
-            for value in (first, second)
-        ]
-        return (of[0] - of[1]).dropna()
-    pairs = pairs_of(rows, claim, metric)
-    return (pairs.one - pairs.other).astype(float)
+        column, *values = claim.across
+        there, plain = rows[column], replace(claim, across=None)
+        first, second = (differences(rows[there == value], plain, metric) for value in values)
+        return (first - second).dropna()
+    one, other = pairs_of(rows, claim, metric)
+    return (one - other).astype(float)
 
 # %% ../../nbs/experiments/12_evidence.ipynb #c09
 def claim_tests(
@@ -233,13 +219,11 @@ def claim_tests(
     parts: dict[str, Part] = PLAN | PAPER,  # those of the claims
 ) -> pd.DataFrame:  # a row per claim and data set (or loss, or D); empty without rows
     "Every claim, tested; p-values corrected by Holm over all of them."
-    tests = [
-        _tested(claim, parts[claim.part], group, metric)
-        for claim in (claims if len(rows) else ())
-        for _, group in rows[rows.experiment == experiment_of(claim.part)].groupby(
-            claim.by, sort=False
-        )
-    ]
+    tests = []
+    for claim in claims:
+        own = rows[rows.experiment == experiment_of(claim.part)]
+        for _, group in own.groupby(claim.by, sort=False):
+            tests.append(_tested(claim, parts[claim.part], group, metric))
     table = pd.DataFrame([test for test in tests if test["n"] > 1])
     if table.empty:
         return table
@@ -325,14 +309,14 @@ def class_interval(
     "The 95 % interval over seeds and classes of what the claim is about."
     if claim.across or "hits" not in rows or rows.hits.isna().any():
         return np.nan, np.nan
-    pairs, sizes = pairs_of(rows, claim, "hits"), rows.class_sizes.iloc[0]
-    if len(pairs) < 2:
-        return np.nan, np.nan
+    sizes = rows.class_sizes.iloc[0]
 
     def by_class(hits: str) -> list[int]:
         return [part.sum() for part in hits_of({"hits": hits, "class_sizes": sizes})]
 
-    one, other = (np.array([by_class(hits) for hits in pairs[side]]) for side in pairs)
+    one, other = (np.array([by_class(h) for h in side]) for side in pairs_of(rows, claim, "hits"))
+    if len(one) < 2:
+        return np.nan, np.nan
     low, high = over_seeds_and_classes(one - other, sizes)
     return 100 * low, 100 * high
 
@@ -342,21 +326,22 @@ def tests_table(
     metric: str = "Recall@1",
 ) -> pd.DataFrame:  # texts, short
     "What was compared and where, the verdict, the effect in points with its 95 % interval, n, p."
-    return pd.DataFrame(
+    table = [
         {
             "A − B": test["compared"],
             "where": test["where"],
             "verdict": test["verdict"],
             f"{metric}, points": with_interval(test),
-            "n": _seeds(test) + ("*" if "added after a look" in test["note"] else ""),
+            "n": _of_planned(test) + ("*" if "added after a look" in test["note"] else ""),
             "p (Holm)": f"{test['corrected']:.2g}",
         }
         for test in tests.to_dict("records")
-    )
+    ]
+    return pd.DataFrame(table)
 
 
-def _seeds(test: dict) -> str:
-    "How many, and of how many where some are missing."
+def _of_planned(test: dict) -> str:
+    "How many seeds, and of how many where some are missing."
     missing = test["n"] < test["planned"]
     return f"{test['n']} of {test['planned']}" if missing else f"{test['n']}"
 
@@ -365,22 +350,18 @@ def details_table(
     tests: pd.DataFrame,  # of `claim_tests`
 ) -> pd.DataFrame:  # texts
     "The claim in words, its margin, the smallest effect that was detectable, and notes."
-    return pd.DataFrame(
-        {
-            "claim": test["claim"],
-            "where": test["where"],
-            "margin": f"{test['margin']:g}",
-            "smallest effect": f"{test['smallest']:.2f}",
-            "over seeds and classes": _between(test["classes_low"], test["classes_high"]),
-            "p of equivalence": f"{test['equivalent']:.2g}",
-            "note": test["note"],
-        }
-        for test in tests.to_dict("records")
-    )
-
-
-def _between(low: float, high: float) -> str:
-    return f"[{low:+.2f}, {high:+.2f}]" if low == low else ""
+    around = zip(tests.classes_low, tests.classes_high)
+    around = ["" if np.isnan(low) else f"[{low:+.2f}, {high:+.2f}]" for low, high in around]
+    columns = {
+        "claim": tests.claim,
+        "where": tests["where"],
+        "margin": tests.margin.map("{:g}".format),
+        "smallest effect": tests.smallest.map("{:.2f}".format),
+        "over seeds and classes": around,
+        "p of equivalence": tests.equivalent.map("{:.2g}".format),
+        "note": tests.note,
+    }
+    return pd.DataFrame(columns)
 
 # %% ../../nbs/experiments/12_evidence.ipynb #c18
 def predictions_table(
@@ -443,16 +424,14 @@ def setting_effects(
         for name in EFFECT_PARTS
         for arm in (AS_PUBLISHED, WITH_ENCODER)
     ]
-    table = claim_tests(rows, claims=claims)
-    if table.empty:
-        return table
     own = rows[rows.experiment.isin(map(experiment_of, EFFECT_PARTS))]
     cells = own.groupby("cell").first()
     cells = cells.assign(place=cells["where"], raw=[raw_recall(raw, c) for c in cells.itertuples()])
+    table = claim_tests(rows, claims=claims)
     table = table.join(cells[["dataset", "place", "D", "raw"]], on="where")
-    table = table.assign(arm=table.compared.str.removesuffix(" − alone"))
-    order = table.dataset.map({name: i for i, name in enumerate(table.dataset.unique())})
-    table = table.assign(order=order).sort_values(["order", "place", "D"], kind="stable")
+    order = table.groupby("dataset", sort=False).ngroup()
+    table = table.assign(arm=table.compared.str.removesuffix(" − alone"), order=order)
+    table = table.sort_values(["order", "place", "D"], kind="stable")
     return pd.concat([table, _pooled(table)], ignore_index=True)
 
 # %% ../../nbs/experiments/12_evidence.ipynb #c19f
@@ -479,30 +458,12 @@ def _pooled(table: pd.DataFrame) -> pd.DataFrame:
 
 # %% ../../nbs/experiments/12_evidence.ipynb #c19e
 def pooled_in_words(
-    effects: pd.DataFrame,  # of `setting_effects`, may be empty
+    effects: pd.DataFrame,  # of `setting_effects`
 ) -> str:  # a sentence
     "What each setting adds in the mean over all cells."
-    if effects.empty:
-        return "No cell has rows of SEE and of the loss alone yet."
     said = [
         f"SEE {row.arm} changes Recall@1 by {row.difference:+.2f} points [{row.low:+.2f}, "
         f"{row.high:+.2f}] in the mean over {row.n} cells of data, network and D"
         for row in effects[effects["where"].str.startswith("pooled")].itertuples()
     ]
     return "; ".join(said) + " (95 % intervals, random effects)."
-
-
-def above_raw_in_words(
-    effects: pd.DataFrame,  # of `setting_effects`, may be empty
-    dataset: str = "cub200_2010",
-) -> str:  # a sentence, empty without rows
-    "How far the loss alone is above raw features, cell by cell."
-    if effects.empty:
-        return ""
-    own = effects[effects.dataset == dataset].drop_duplicates("where").dropna(subset="raw")
-    said = [
-        f"{row.level - row.raw:+.2f} points on {row.where} "
-        f"({row.level:.2f} against {row.raw:.2f} %)"
-        for row in own.itertuples()
-    ]
-    return f"The loss alone, less raw features: {'; '.join(said)}." if said else ""

@@ -22,7 +22,7 @@ from pytorch_metric_learning.losses import ProxyAnchorLoss
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
-from ..errors import SeeError, one_of
+from ..errors import SeeError, check_that
 from see_nb.experiments.cost import (
     STEP_BUDGET,
     both_steps,
@@ -32,7 +32,6 @@ from see_nb.experiments.cost import (
     peak_bytes,
     rows_with,
     step_cost,
-    take_turns,
 )
 from .evidence import labelled
 from .plans import PLAN, QUICK, WHOLE, Part, run_part
@@ -40,6 +39,7 @@ from .statistics import paired_difference, summarise
 from ..files import expanded
 from ..method.expansion import expand, expansion_errors
 from ..method.see_loss import SEELoss
+from ..testing import take_turns
 from ..training.presets import preset
 from ..training.recipes import Recipe
 from ..training.results import append_row, check_writable, machine, read_rows
@@ -57,14 +57,13 @@ class GpuPlan:
     whole: Part  # trainings of a whole network
 
 # %% ../../nbs/experiments/13_gpu.ipynb #c06
-_PAPER = {name: preset(f"cub200-{name}-128") for name in ("resnet50", "vit_small")}
 _TINY = {"image_size": 32, "batch_size": 16, "embedding_size": 16, "encoder_grad": False}
 _BOTH = {name: replace(WHOLE["birds100"], dataset=name) for name in ("birds100", "cars196_train")}
 _GLYPHS = {"glyphs": replace(QUICK, width=4, train_classes=40, batch_size=32, epochs=2)}
 PLANS = {
     "cuda": GpuPlan(
         sizes=(180, 100, 128),
-        steps=_PAPER,
+        steps={name: preset(f"cub200-{name}-128") for name in ("resnet50", "vit_small")},
         compiled=("resnet50",),
         backend="inductor",
         rounds=60,
@@ -136,13 +135,11 @@ def compile_row(
     start = time.perf_counter()
     for _ in range(10):
         compiled()
-    first = {
-        "first_seconds": round(time.perf_counter() - start, 2),
-        "graphs": counters["stats"]["unique_graphs"],
-        "breaks": sum(counters["graph_break"].values()),
-    }
+    first_seconds = round(time.perf_counter() - start, 2)
+    graphs, breaks = counters["stats"]["unique_graphs"], sum(counters["graph_break"].values())
     times = take_turns({"eager": eager, "compiled": compiled}, rounds, seconds=0)
-    return {"what": "compile", "unit": "seconds", **compared(times, "compiled", "eager"), **first}
+    facts = {"what": "compile", "unit": "seconds", **compared(times, "compiled", "eager")}
+    return facts | {"first_seconds": first_seconds, "graphs": graphs, "breaks": breaks}
 
 
 def compiled_expansion(sizes: tuple[int, int, int], device: str, backend: str) -> dict:  # a row
@@ -190,9 +187,18 @@ def tried(check: Callable[[], dict]) -> dict:
         return {"failed": f"{type(error).__name__}: {reason}"}
 
 # %% ../../nbs/experiments/13_gpu.ipynb #c19
-def _check_device(device: str) -> None:
-    "A SeeError unless it is the one that torch would use."
-    one_of("device", device, PLANS)
+class _TimeIsUp(Exception):
+    "Stops a training at the end of its time."
+
+
+def _share_used(start: float, minutes: float) -> float:
+    "Of the time of a call."
+    return (time.perf_counter() - start) / 60 / minutes
+
+
+def _check_call(minutes: float, device: str) -> None:
+    "A SeeError without time, or where torch would use another device."
+    check_that(minutes > 0, "minutes", minutes, "more than 0")
     there = "cuda" if torch.cuda.is_available() else "cpu"
     if device != there:
         raise SeeError(
@@ -200,28 +206,6 @@ def _check_device(device: str) -> None:
             "where a GPU is, or try its parts small where none is or where it is hidden: "
             "CUDA_VISIBLE_DEVICES= see-nb gpu-evidence --device cpu."
         )
-
-
-class _TimeIsUp(Exception):
-    "Stops a training at the end of its time."
-
-
-class _Clock:
-    "The time of a call."
-
-    def __init__(self, minutes: float):
-        if not minutes > 0:
-            raise SeeError(f"minutes: expected more than 0, got {minutes}.")
-        self.start, self.minutes = time.perf_counter(), minutes
-
-    def used(self) -> float:  # share of the time
-        return (time.perf_counter() - self.start) / 60 / self.minutes
-
-    def stop(self, *_, **__) -> dict:
-        "Watches a training, with nothing to add to its history."
-        if self.used() > 1:
-            raise _TimeIsUp
-        return {}
 
 # %% ../../nbs/experiments/13_gpu.ipynb #c20
 def gpu_evidence(
@@ -232,21 +216,28 @@ def gpu_evidence(
     plan: GpuPlan | None = None,  # None: that of the device
 ) -> bool:  # whether all is done
     "Check what only a GPU can tell, then train whole networks; rows that are there stay."
-    clock = _Clock(minutes)
-    _check_device(device)
+    start = time.perf_counter()
+    _check_call(minutes, device)
     plan, output = plan or PLANS[device], expanded(output)
     check_writable(output)
+
+    def watch(*_) -> dict:
+        if _share_used(start, minutes) > 1:
+            raise _TimeIsUp
+        return {}
+
     there = set(read_rows(output).get("run", []))
-    checks = {name: c for name, c in all_checks(plan, device).items() if name not in there}
-    for name, check in checks.items():
-        if clock.used() > 0.75:
+    for name, check in all_checks(plan, device).items():
+        if name in there:
+            continue
+        if _share_used(start, minutes) > 0.75:
             return False
         print(f"{name} ...", flush=True)
         facts = {"experiment": "gpu checks", "run": name, "device": device, **machine()}
         done = datetime.now(timezone.utc).isoformat(timespec="seconds")
         append_row({**tried(check), **facts, "finished": done}, output, unique="run")
     try:
-        run_part("whole", output, plan.whole, root=root, processes=1, watch=clock.stop)
+        run_part("whole", output, plan.whole, root=root, processes=1, watch=watch)
     except _TimeIsUp:
         return False
     return True
@@ -274,14 +265,14 @@ def check_table(
     rows: pd.DataFrame,  # of `gpu_evidence`
 ) -> pd.DataFrame:  # texts, one row per check
     "The checks beside what was wanted."
-    rows, columns = rows_with(rows, experiment="gpu checks"), ["measured", "wanted", "verdict"]
-    found = [_measured(row) for row in rows.to_dict("records")]
-    table = pd.DataFrame(found, columns=columns, index=rows.index)
-    if len(table):
-        table.insert(0, "check", rows.run)
-        table["verdict"] = table.verdict.where(rows.device == "cuda", "tried without a GPU")
-        table["on"] = rows.hardware
-    return table
+    table = []
+    for row in rows_with(rows, experiment="gpu checks").to_dict("records"):
+        measured, wanted, verdict = _measured(row)
+        if row["device"] != "cuda":
+            verdict = "tried without a GPU"
+        line = {"check": row["run"], "measured": measured, "wanted": wanted}
+        table.append(line | {"verdict": verdict, "on": row["hardware"]})
+    return pd.DataFrame(table)
 
 
 def whole_table(

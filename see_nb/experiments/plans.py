@@ -4,9 +4,8 @@
 
 # %% auto #0
 __all__ = ['QUICK', 'FROZEN', 'WHOLE', 'OMNIGLOT', 'AS_PUBLISHED', 'WITH_ENCODER', 'RANDOM', 'REPEATS', 'SETTINGS', 'CONTROLS',
-           'CELL', 'PLAN', 'GATE', 'PAPER_BASE', 'PAPER_SEEDS', 'FITTED', 'PAPER', 'with_loss', 'has_parameters',
-           'rate_search', 'best_rates', 'search_rates', 'Part', 'part_searches', 'part_runs', 'with_rates',
-           'experiment_of', 'run_part', 'raw_row', 'gate_table', 'gate_in_words', 'progress_table']
+           'CELL', 'PLAN', 'GATE', 'PAPER', 'with_loss', 'has_parameters', 'rate_search', 'best_rates', 'search_rates',
+           'Part', 'part_searches', 'part_runs', 'with_rates', 'experiment_of', 'run_part', 'raw_row']
 
 # %% ../../nbs/experiments/00_plans.ipynb #c02
 from collections.abc import Callable
@@ -211,51 +210,46 @@ _PAPER = Recipe(  # how all runs with the paper's network begin; rates are settl
     validation=0.0,
 )
 GATE = {  # candidates, trained without SEE and looked at on validation classes only
-    "stage 4, rate 1e-4": _PAPER,
+    "stage 4, rate 1e-4": _PAPER,  # the best of the first two, which carried the runs
     "stage 4, rate 3e-4": replace(_PAPER, learning_rate=3e-4),
     "whole network, rate 1e-4": replace(_PAPER, frozen="", epochs=6, warmup_epochs=1),
 }
-PAPER_BASE = GATE["stage 4, rate 1e-4"]  # the best of the first two, which carried the runs
-PAPER_SEEDS = {"paper main": 6, "paper few dimensions": 5, "paper cheap": 10}
 _CHEAP = replace(_PAPER, frozen="backbone", epochs=20, batch_size=64)
 
 # %% ../../nbs/experiments/00_plans.ipynb #c13d
 _CARS_16 = replace(FROZEN["cars196_train"], embedding_size=16, learning_rate=3e-3, proxy_rate=10.0)
 _BIRDS_16 = replace(FROZEN["birds100"], embedding_size=16, learning_rate=1e-3, proxy_rate=1000.0)
 _BIRDS_64 = replace(_BIRDS_16, embedding_size=64)
-FITTED = {  # what is trained how long, for prediction (a)
+_FITTED = {  # what is trained how long, for prediction (a)
     **{f"{epochs} epochs": replace(_CARS_16, epochs=epochs) for epochs in (10, 20, 40, 80)},
     "one crop": replace(_CARS_16, crops=1),
 }
 
 # %% ../../nbs/experiments/00_plans.ipynb #c13e
 _PAPER_ARMS = ("alone", AS_PUBLISHED, WITH_ENCODER, REPEATS)
+_BASE = {"recipes": {"cub200_2010": _PAPER}, "searched": False}
 _FRESH = {"sizes": (), "searched": False, "first_seed": 100}
-_BASE = {"recipes": {"cub200_2010": PAPER_BASE}, "searched": False}
-_MINUTES = 3.5 * len(_PAPER_ARMS)  # of a seed
 PAPER = {
     "paper gate": Part(
         "Which baseline is strong within minutes a run?", ("alone",),
         {name: replace(recipe, validation=0.2) for name, recipe in GATE.items()},
-        sizes=(), seeds=1, searched=False, minutes=20 + 30),
+        sizes=(), seeds=1, searched=False, minutes=50),
     "paper main": Part(
-        "Does SEE help the paper's network?", _PAPER_ARMS, **_BASE, sizes=(512,),
-        seeds=PAPER_SEEDS["paper main"], spread=0.36, minutes=_MINUTES * PAPER_SEEDS["paper main"]),
+        "Does SEE help the paper's network?", _PAPER_ARMS, **_BASE,
+        sizes=(512,), seeds=6, spread=0.36, minutes=84),
     "paper few dimensions": Part(
-        "Does it help it more in few dimensions?", _PAPER_ARMS, **_BASE, sizes=(64,),
-        seeds=PAPER_SEEDS["paper few dimensions"], spread=0.4,
-        minutes=_MINUTES * PAPER_SEEDS["paper few dimensions"]),
+        "Does it help it more in few dimensions?", _PAPER_ARMS, **_BASE,
+        sizes=(64,), seeds=5, spread=0.4, minutes=70),
     "paper cheap": Part(
         "Does it help heads on frozen features of that network?", (*_PAPER_ARMS, RANDOM),
-        {"cub200_2010": _CHEAP}, sizes=(8, 16, 32, 64, 512), seeds=PAPER_SEEDS["paper cheap"],
-        rates_of=64, spread=0.4, minutes=60),
+        {"cub200_2010": _CHEAP}, sizes=(8, 16, 32, 64, 512), rates_of=64, spread=0.4, minutes=60),
     "prediction a": Part(
         "Does the sign of SEE with the encoder turn when the loss alone has finished?",
-        ("alone", WITH_ENCODER), FITTED, seeds=10, spread=0.45, minutes=16, **_FRESH),
+        ("alone", WITH_ENCODER), _FITTED, spread=0.45, minutes=16, **_FRESH),
     "prediction b": Part(
         "Does SEE as published need embeddings close to their proxies?", ("alone", AS_PUBLISHED),
         {f"margin {margin:g}": replace(_BIRDS_64, margin=margin) for margin in (0.1, 0.5)},
-        seeds=10, spread=0.27, minutes=4, **_FRESH),
+        spread=0.27, minutes=4, **_FRESH),
     "prediction c": Part(
         "Is it SEE, or would anything do that reaches the encoder?",
         (WITH_ENCODER, REPEATS, RANDOM), {"birds100": _BIRDS_16},
@@ -357,63 +351,3 @@ def raw_row(
     facts |= {"embedding_size": features.shape[1], "weights_sha256": weights_digest(model.backbone)}
     metrics = retrieval_metrics(features, photos)
     append_row(facts | {"experiment": experiment} | metrics | machine(), output, unique="run")
-
-# %% ../../nbs/experiments/00_plans.ipynb #c15e
-_TRAINED_PART = {"": "whole network", "layer3": "stage 4", "backbone": "head"}  # by what is frozen
-
-
-def gate_table(
-    rows: pd.DataFrame,  # of the file of the paper's runs, may be none
-) -> pd.DataFrame:  # a row per candidate: Recall@1 on validation classes, above raw in points
-    "What each candidate reaches on validation classes, beside raw features there."
-    if rows.empty:
-        return rows
-    raw = rows[(rows.experiment == "paper raw") & (rows.split == "validation classes")]
-    raw = 100 * raw.groupby("image_size").recall_at_1.last()
-    table = []
-    for row in rows[rows.experiment == "paper gate"].to_dict("records"):
-        recalls = [100 * epoch["recall_at_1"] for epoch in row["history"] if "recall_at_1" in epoch]
-        found = {"trained": _TRAINED_PART.get(row["frozen"], row["frozen"])}
-        names = ("image_size", "epochs", "learning_rate", "proxy_rate", "seed")
-        found |= {name: row[name] for name in names}
-        found |= {"raw": raw.get(row["image_size"], float("nan")), "best": max(recalls)}
-        found |= {"last": recalls[-1], "above raw": recalls[-1] - found["raw"]}
-        table.append(found | {"minutes": row["seconds"] / 60})
-    table = pd.DataFrame(table).convert_dtypes()  # counts are whole numbers
-    return table.rename(columns=lambda name: name.replace("_", " "))
-
-
-def gate_in_words(
-    table: pd.DataFrame,  # of `gate_table`
-    wanted: float = 4.0,  # points of Recall@1 above raw features
-) -> str:  # sentences
-    "How many candidates there were, what they cost, and whether one passed."
-    if table.empty:
-        return "No candidate of the gate has been trained yet."
-    best = table["above raw"].max()
-    passed = "passes" if best >= wanted else "does not pass"
-    return (
-        f"{len(table)} candidates were trained without SEE, in {table.minutes.sum() / 60:.1f} "
-        f"hours. The best is {best:+.1f} points of Recall@1 above raw features on validation "
-        f"classes and {passed} the gate, which asks for {wanted:g}."
-    )
-
-# %% ../../nbs/experiments/00_plans.ipynb #c15d
-def progress_table(
-    rows: pd.DataFrame,  # one row per run, may be none
-) -> pd.DataFrame:  # texts, a line per part of PAPER
-    "Rows and minutes of each part, planned and there."
-    table = []
-    for name, part in PAPER.items():
-        own, planned = rows[rows.experiment == name] if len(rows) else rows, len(part_runs(part))
-        spent = own.seconds.sum() / 60 if len(own) else 0
-        command = f'SEE_NB_PARTS="{name}" see-nb reproduce --preset full --only evidence_run'
-        table.append(
-            {
-                "part": name,
-                "rows": f"{len(own)} of {planned}",
-                "minutes": f"{spent:.0f} of {part.minutes:.0f}",
-                "goes on with": command if len(own) < planned else "",
-            }
-        )
-    return pd.DataFrame(table)

@@ -143,7 +143,7 @@ class Epochs(Learner):
         size = 0 if recipe.frozen else recipe.image_size
         cut = train_transform(size, recipe.smallest_crop, model.interpolation) if size else None
         self.loader = image_loader(train_set, cut, self.batches, n_workers)
-        self.look = {"image_size": size, "n_workers": n_workers, "accelerator": accelerator}
+        self.look = {"image_size": size, "accelerator": accelerator}
         self.run, self.started, self.busy = uuid.uuid4().hex, time.perf_counter(), 0.0
         self.history, self.raw, self.weights_sha256 = [], {}, ""  # of the weights it starts with
 
