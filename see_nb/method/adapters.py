@@ -8,6 +8,7 @@ __all__ = ['PLACES', 'ADAPTERS', 'batch_means', 'nearest_proxy', 'Adapter', 'ada
            'own_miner', 'shared_processes', 'rows_of_all']
 
 # %% ../../nbs/method/05_adapters.ipynb #c03
+#| code-fold: true
 import copy
 import inspect
 from collections import OrderedDict
@@ -68,6 +69,7 @@ class Adapter:
     refused: str = ""  # why there is no place
 
 # %% ../../nbs/method/05_adapters.ipynb #c21
+#| code-fold: true
 _LOSSES = (  # place, where the proxies are, names in the library without their "Loss"
     ("own", "proxies", "ProxyAnchor ProxyNCA"),
     ("own", "W.T", "ArcFace CosFace LargeMarginSoftmax NormalizedSoftmax SphereFace"),
@@ -129,6 +131,7 @@ def unwrapped(loss: nn.Module) -> nn.Module:
     return layers(loss)[-1]
 
 # %% ../../nbs/method/05_adapters.ipynb #c24
+#| code-fold: true
 def place_of(
     loss: nn.Module,  # innermost
     place: str | None = None,  # one of PLACES, if the caller says so
@@ -219,6 +222,7 @@ def second_term(
     return loss(rows, names, pairs)
 
 # %% ../../nbs/method/05_adapters.ipynb #c37
+#| code-fold: true
 _HOOKS = "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"
 
 
@@ -278,6 +282,7 @@ def split_output(output, loss: nn.Module) -> tuple[Tensor, tuple]:
     return value, tuple(rest)
 
 # %% ../../nbs/method/05_adapters.ipynb #c46
+#| code-fold: true
 def own_miner(loss: nn.Module) -> nn.Module | None:
     "The outermost miner that a wrapper keeps in `.miner`."
     miners = (getattr(layer, "miner", None) for layer in layers(loss))

@@ -6,6 +6,7 @@
 __all__ = ['class_centers', 'is_second_run', 'Replay', 'WrappedLoss', 'SecondTerm', 'SEELoss']
 
 # %% ../../nbs/method/04_see_loss.ipynb #c03
+#| code-fold: true
 from collections.abc import Callable
 from contextlib import contextmanager, nullcontext
 
