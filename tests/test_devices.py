@@ -23,7 +23,7 @@ from see_nb.method.see_loss import SEELoss
 from see_nb.retrieval.embedding import evaluate
 from see_nb.training.recipes import Recipe
 from see_nb.training.results import read_rows
-from see_nb.training.run import empty_model, make_objective
+from see_nb.training.run import Run, empty_model, make_objective
 from see_nb.training.splits import Splits
 from see_nb.training.training import Output, Training, make_row, run_epochs
 
@@ -255,7 +255,7 @@ def trained_on(device: Device, recipe: Recipe) -> list[tuple[str, str]]:
     objective = make_objective(recipe, 8, model.n_features).to(accelerator.device)
     splits = Splits(photos(8, 0), test_set, photos(3, 2))
     with device:
-        training = Training(recipe, model, objective, splits, accelerator, 0)
+        training = Training(Run(recipe, model, objective, [], {}), splits, accelerator, 0)
         run_epochs(training, Output(None, None), progress=False)
         row = make_row(training, "")
         again = evaluate(training.model, test_set, image_size=recipe.image_size)

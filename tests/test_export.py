@@ -151,8 +151,9 @@ def test_an_export_tells_no_path_and_replaces_an_older_one_whole(trained, tmp_pa
     ]
 
 
-def test_the_card_says_how_to_do_without_the_package(tmp_path):
-    recipe = Recipe(dataset="folder", backbone="resnet10t", embedding_size=16, image_size=32)
+@pytest.mark.parametrize("backbone", ["resnet10t", "resnet50"])  # a short name has options
+def test_the_card_says_how_to_do_without_the_package(tmp_path, backbone):
+    recipe = Recipe(dataset="folder", backbone=backbone, embedding_size=16, image_size=32)
     model = empty_model(recipe, 3, pretrained=False).eval()
     known = {"name": "folder", "version": "", "image_hash": "", "classes": ["a", "b"]}
     data = {"train": known, "test": known | {"classes": ["c"]}}

@@ -7,9 +7,9 @@ __all__ = ['SPREAD', 'recipe_for', 'seconds_of_run', 'plan_in_words', 'Compariso
            'rates_table', 'raw_features']
 
 # %% ../../nbs/experiments/03_compare.ipynb #c02
-import base64
 import os
 import time
+from base64 import b64encode
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from html import escape
@@ -27,7 +27,7 @@ from see_nb.experiments.evidence import (
     in_points,
     tests_table,
 )
-from .figures import forest_plot, png_of
+from .figures import forest_plot, small_png
 from see_nb.experiments.plans import (
     AS_PUBLISHED,
     SETTINGS,
@@ -203,7 +203,8 @@ def compare_page(
     tests = found.tests()
     names = tests.compared.str.removesuffix(f" − {found.first}")
     lines = tests.drop(columns="level").assign(where=names, arm="")
-    picture = base64.b64encode(png_of(forest_plot(lines, baseline=found.first))).decode()
+    picture = small_png(forest_plot(lines, baseline=found.first))
+    png = b64encode(picture.data).decode()
     tables = {
         "Recall@1": tests_table(tests),
         "MAP@R (no margin)": tests_table(found.tests("map"), "MAP@R"),
@@ -211,8 +212,8 @@ def compare_page(
         "Details": details_table(tests),
     }
     body = f"""<style>{_DARK}</style><p>{escape(answer_in_words(found))}</p>
-<img id="forest" style="max-width: 100%; width: 46rem" alt="Differences with their intervals"
- src="data:image/png;base64,{picture}">
+<img id="forest" style="max-width: 100%" width="{picture.width}"
+ alt="Differences with their intervals" src="data:image/png;base64,{png}">
 <p>Mean difference over seeds with its 95 % interval; the band is the margin of {found.margin:g}
 points, below which a difference does not matter.</p>"""
     for title, table in tables.items():

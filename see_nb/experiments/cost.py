@@ -26,7 +26,7 @@ from scipy import stats
 from ..data.datasets import RetrievalDataset
 from ..testing import clock, take_turns
 from ..training.recipes import Recipe
-from ..training.run import empty_model, make_objective
+from ..training.run import Run, empty_model, make_objective
 from ..training.splits import Splits
 from ..training.training import Training, start_processes
 
@@ -137,7 +137,8 @@ def noise_step(
     noise = RetrievalDataset(pixels, labels, [str(c) for c in range(n_classes)])
     model = empty_model(recipe, 3, pretrained=False).to(accelerator.device)
     objective = make_objective(recipe, n_classes, model.n_features).to(accelerator.device)
-    training = Training(recipe, model, objective, Splits(noise, noise), accelerator, 0)
+    run = Run(recipe, model, objective, noise.classes, {})
+    training = Training(run, Splits(noise, noise), accelerator, 0)
     if recipe.see:
         objective.set_epoch(recipe.epochs - 1)
     training.step.train()

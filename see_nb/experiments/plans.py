@@ -108,8 +108,8 @@ def best_rates(
     last = pd.DataFrame([history[-1] for history in rows.history], index=rows.index)
     rows = rows.assign(validation_recall=last.recall_at_1, validation_map=last.map_at_r)
     ranked = rows.sort_values(["validation_recall", "validation_map"], kind="stable")
-    best = ranked.groupby(list(CELL), sort=False).tail(1).set_index(list(CELL)).sort_index()
-    return best[["learning_rate", "proxy_rate", "validation_recall"]]
+    found = ["learning_rate", "proxy_rate", "validation_recall"]
+    return ranked.groupby(list(CELL))[found].last()
 
 
 def search_rates(

@@ -156,6 +156,7 @@ def embed(
     image_size: int | None = None,  # of the middle crop; 0: none; None: the model's own, for photos
     batch_size: int = 256,  # images at once
     accelerator: Accelerator | None = None,  # shares the work; all its processes must call
+    call: Callable[[Tensor], Tensor] | None = None,  # a part of the model; None: all of it
 ) -> Tensor:  # on the CPU, (N, D)
     "Embeddings of all images, in their order; with several processes each takes every n-th."
     images = as_dataset(images).images
@@ -168,7 +169,7 @@ def embed(
     else:
         first = images if images.ndim == 4 else images[:, 0]  # of several crops
         batches = ((first[numbers],) for numbers in torch.tensor(own).split(batch_size))
-    rows = torch.cat([rows for rows, *_ in embedded(model, batches)])
+    rows = torch.cat([rows for rows, *_ in embedded(model, batches, call)])
     refuse_embeddings(rows, "embeddings")
     return (_gathered(rows, len(images), accelerator) if world > 1 else rows).cpu()
 

@@ -16,7 +16,7 @@ from ..errors import SeeError
 from ..files import expanded, replacing
 
 # %% ../../nbs/training/06_checkpoints.ipynb #c06
-FORMAT = 4  # of the state; raised when one before it cannot be used
+FORMAT = 5  # of the state; raised when one before it cannot be used
 
 
 def save_checkpoint(
@@ -36,7 +36,7 @@ def save_checkpoint(
 # %% ../../nbs/training/06_checkpoints.ipynb #c08
 PARTS = ("recipe", "classes", "channels", "data", "model", "objective")  # of every checkpoint
 UNDER_WAY = ("optimizer", "schedule", "scaler", "total", "n_expanded", "epoch", "position",
-             "history", "busy", "seconds", "run", "raw", "weights_sha256")  # fmt: skip
+             "begun", "busy", "seconds")  # fmt: skip
 
 
 def what_is_wrong(state) -> str:

@@ -223,6 +223,11 @@ class Recipe(StepFields):
         default = {field.name: field.default for field in fields(self)}
         return {k: v for k, v in asdict(self).items() if v != default[k]}
 
+    def columns(self) -> dict:
+        "What a row of results says of it."
+        names = {"method": self.method, "setting": self.setting, "fingerprint": self.fingerprint}
+        return asdict(self) | {"encoder_grad": self.encoder_learns} | names
+
     @property
     def fingerprint(self) -> str:
         "Twelve characters that change when a field does; a new field at its default keeps them."

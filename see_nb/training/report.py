@@ -27,7 +27,7 @@ from ..retrieval.embedding import Threshold, calibrate, embed, retrieval_metrics
 from ..retrieval.metrics import nearest
 from ..retrieval.index import Index
 from ..retrieval.pages import neighbour_strip, write_page
-from .results import advice
+from .results import advice, metrics_of
 from .run import Run
 
 # %% ../../nbs/training/11_report.ipynb #c06
@@ -134,7 +134,7 @@ def draw_curves(history: list[dict]) -> str:  # SVG; "" without epochs
 # %% ../../nbs/training/11_report.ipynb #c11
 def measures_html(row: dict) -> str:
     "Recall@K and MAP@R, beside those of the raw pretrained network, and what to do next."
-    names = [n for n in row if n.startswith("recall_at_") or n == "map_at_r"]
+    names = metrics_of(row)
     label = {n: f"Recall@{n[10:]}" if n != "map_at_r" else "MAP@R" for n in names}
     lines = {"this model": {label[n]: row[n] for n in names}}
     if raw := row.get("raw"):

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CIRCUMSTANCES', 'row_line', 'finite', 'rows_in', 'append_row', 'check_writable', 'read_rows', 'row_as_now',
-           'report_rows', 'provenance', 'different_fields', 'pack_hits', 'hits_of', 'advice', 'machine']
+           'report_rows', 'provenance', 'different_fields', 'pack_hits', 'hits_of', 'metrics_of', 'advice', 'machine']
 
 # %% ../../nbs/training/07_results.ipynb #c03
 import json
@@ -211,6 +211,11 @@ def hits_of(
     return np.split(bits.astype(bool), np.cumsum(sizes)[:-1])
 
 # %% ../../nbs/training/07_results.ipynb #c23e
+def metrics_of(row: dict) -> dict[str, float]:
+    "Recall@K and MAP@R of a row, in [0, 1]."
+    return {k: v for k, v in row.items() if k.startswith("recall_at_") or k == "map_at_r"}
+
+
 def advice(
     row: dict,  # of a training with `raw=True`
 ) -> str:  # a sentence or two; "" for a row without the raw network's metrics
