@@ -52,7 +52,8 @@ def read_page(app, name: str, source: list[str]) -> None:
             text = re.sub(r"^#\|.*\n?", "", text, flags=re.M)
             silent = not text or flags.get("echo") == "false"
             answer_first = name == "cli" or name.endswith("_report")
-            folded = answer_first or "export" in flags and not name.startswith("method/")
+            folded = answer_first or flags.get("code-fold") == "true"
+            folded = folded or "export" in flags and not name.startswith("method/")
             tags = ["remove-input"] if silent else ["hide-input"] if folded else []
             defined = ", ".join(re.findall(r"^(?:def|class) (\w+)", text, flags=re.M)) or "code"
             options = {"tags": tags, "mystnb": {"code_prompt_show": f"Show {defined}"}}
