@@ -20,7 +20,6 @@ nb_execution_mode = "off"
 nb_ipywidgets_js = {}
 myst_enable_extensions = ["amsmath", "attrs_inline", "colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
-numfig = True
 smartquotes = False
 default_role = "code"
 add_module_names = False
@@ -53,7 +52,8 @@ def read_page(app, name: str, source: list[str]) -> None:
             text = re.sub(r"^#\|.*\n?", "", text, flags=re.M)
             silent = not text or flags.get("echo") == "false"
             answer_first = name == "cli" or name.endswith("_report")
-            folded = answer_first or "export" in flags and not name.startswith("method/")
+            folded = answer_first or flags.get("code-fold") == "true"
+            folded = folded or "export" in flags and not name.startswith("method/")
             tags = ["remove-input"] if silent else ["hide-input"] if folded else []
             defined = ", ".join(re.findall(r"^(?:def|class) (\w+)", text, flags=re.M)) or "code"
             options = {"tags": tags, "mystnb": {"code_prompt_show": f"Show {defined}"}}
@@ -61,7 +61,9 @@ def read_page(app, name: str, source: list[str]) -> None:
     if module:
         text = "## Reference" + "".join(map(behind_a_click, *zip(*reference_of(module).items())))
         cells.append({"cell_type": "markdown", "id": "reference", "metadata": {}, "source": text})
-    source[0] = json.dumps(notebook | {"cells": cells})
+    # without the numbers of lines, the parser of the reference walks over 10,000 of them a cell
+    metadata = notebook["metadata"] | {"source_map": list(range(len(cells)))}
+    source[0] = json.dumps(notebook | {"cells": cells, "metadata": metadata})
 
 
 def behind_a_click(title: str, text: str) -> str:

@@ -119,7 +119,7 @@ def test_every_loss_of_the_library_is_served_or_refused():
 def test_the_table_says_the_place_and_wrapping_calls_nothing(name):
     loss, _, _ = toy(name)
     before, state = copy.deepcopy(loss.state_dict()), torch.get_rng_state()
-    loss.forward = None  # a call would fail
+    loss.register_forward_pre_hook(pytest.fail)
     see = SEELoss(loss)
     assert see.loss is loss and see.place == (PAIRS[name][0] if name in PAIRS else "own")
     assert all(torch.equal(before[k], v) for k, v in loss.state_dict().items())
@@ -228,7 +228,7 @@ def test_without_weight_it_is_the_loss_alone(name):
     loss, x, labels = toy(name)
     plain = loss(x, labels)
     expected = gradients(plain, x, loss)
-    for options in ({"weight": 0}, {"expansion": build_expansion("none")}, {"fraction": 0.0}):
+    for options in ({"weight": 0}, {"fraction": 0.0}):
         inner, _, _ = toy(name)  # a new one: P2SGradLoss rounds its proxies at each call
         same = SEELoss(inner, **options)(x, labels)
         assert torch.equal(plain, same)
@@ -445,7 +445,7 @@ def test_a_module_of_ones_own_says_where_its_centres_are():
     values = [SEELoss(own, place="own", centers=w, generator=seeded())(x, labels) for w in ways]
     assert all(torch.equal(v, values[0]) for v in values) and values[0] != own(x, labels)
     kept = list(SEELoss(own, place="own", centers=ways[1]).state_dict())
-    assert kept == ["centers", "loss.layer.weight"]
+    assert kept == ["centers", "_extra_state", "loss.layer.weight"]
     with pytest.raises(SeeError, match="how do synthetics enter Layer") as error:
         SEELoss(own, centers=ways[1])
     assert all(f"{place!r} {what}" in str(error.value) for place, what in PLACES.items())
@@ -519,10 +519,10 @@ def test_a_copy_shares_parameters_and_results_but_no_memory_and_no_hook():
     own, called = Memory(), []
     own(*toy()[1:])
     own.register_forward_hook(lambda *_: called.append(1))
-    apart, constant = shared_copy(own), shared_copy(own, learns=False)
-    assert apart.proxies is own.proxies and not constant.proxies.requires_grad
-    assert apart.logits is own.logits and apart.queue.data_ptr() != own.queue.data_ptr()
-    apart(*toy()[1:]), constant(*toy()[1:])
+    apart = shared_copy(own)
+    assert apart.proxies is own.proxies and apart.logits is own.logits
+    assert apart.queue.data_ptr() != own.queue.data_ptr()
+    apart(*toy()[1:])
     assert own.sizes == [24] and called == []
 
 
@@ -785,7 +785,7 @@ def test_double_precision_stays(name):
 
 
 @settings(max_examples=40)
-@given(batches(), st.sampled_from(sorted(set(POINTS) - {"none"})), st.integers(0, 1000))
+@given(batches(), st.sampled_from(sorted(POINTS)), st.integers(0, 1000))
 def test_augmentations_give_unit_rows_labels_and_gradients(problem, name, seed):
     batch, k = problem
     centers = F.normalize(torch.randn_like(batch.embeddings), dim=-1)[batch.chosen]
@@ -815,7 +815,7 @@ def test_every_augmentation_in_every_kind_of_loss(expansion, name, dtype):
         value = see(x.to(dtype), labels)
     assert value.isfinite() and gradients(value, x, loss)[0].isfinite().all()
     if dtype == torch.float32:
-        assert (value == loss(x, labels)) == (expansion == "none")
+        assert value != loss(x, labels)
 
 
 def test_the_closed_form_is_a_term_like_any_other():

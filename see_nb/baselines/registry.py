@@ -210,7 +210,6 @@ EXPANSIONS = {
     "closed_form": ExpansionEntry(
         "SEE, closed form", _WAY, "this project", {"expansion": "closed_form"},
         makes_points=False),
-    "none": ExpansionEntry("nothing", _WAY, "control", {"expansion": "none"}),
     "one_frame": ExpansionEntry("one frame a batch", _WAY, "control", {"expansion": "one_frame"}),
     "repeat": ExpansionEntry("repeats", _WAY, "control", {"expansion": "repeat"}),
     "random": ExpansionEntry("random directions", _WAY, "control", {"expansion": "random"}),

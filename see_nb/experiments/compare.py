@@ -7,9 +7,8 @@ __all__ = ['SPREAD', 'recipe_for', 'seconds_of_run', 'plan_in_words', 'Compariso
            'rates_table', 'raw_features']
 
 # %% ../../nbs/experiments/03_compare.ipynb #c02
-import base64
-import os
 import time
+from base64 import b64encode
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from html import escape
@@ -27,7 +26,7 @@ from see_nb.experiments.evidence import (
     in_points,
     tests_table,
 )
-from .figures import forest_plot, png_of
+from .figures import forest_plot, small_png
 from see_nb.experiments.plans import (
     AS_PUBLISHED,
     SETTINGS,
@@ -43,8 +42,8 @@ from .statistics import levels_table, smallest_effect, with_interval
 from ..retrieval.pages import write_page
 from ..training.recipes import Recipe
 from ..training.results import read_rows
-from ..training.runs import run_recipes
-from ..training.training import Prepared, Training, start_processes
+from ..training.runs import cores, run_recipes
+from ..training.training import Prepared, start_processes
 
 # %% ../../nbs/experiments/03_compare.ipynb #c05
 def recipe_for(
@@ -72,9 +71,7 @@ def seconds_of_run(
     n_steps: int = 20,  # at most; five seconds of them are enough, too
 ) -> float:
     "How long a training takes when its data are ready, by its first steps; tests are not in it."
-    accelerator = start_processes(recipe.precision)
-    prepared = Prepared(recipe, root, accelerator)
-    training = Training(prepared.run, prepared.splits, accelerator)
+    training = Prepared(recipe, root, start_processes(recipe.precision)).training()
     training.begin_epoch()
     started, steps = time.perf_counter(), 0
     for images, labels in islice(training.loader, n_steps):
@@ -94,7 +91,7 @@ def plan_in_words(
     processes: int | None = None,  # at a time; None: one per core
 ) -> str:
     "How many runs there will be, how long they take, and what they can show."
-    n_runs, processes = n_recipes * (seeds + searches), processes or os.cpu_count()
+    n_runs, processes = n_recipes * (seeds + searches), processes or cores()
     hours = seconds * n_runs / processes / 3600
     spent = f"{hours:.1f} hours" if hours >= 1 else f"{60 * hours:.0f} minutes"
     search = f"up to {searches} runs each to find its rates on validation classes, then "
@@ -205,7 +202,8 @@ def compare_page(
     tests = found.tests()
     names = tests.compared.str.removesuffix(f" − {found.first}")
     lines = tests.drop(columns="level").assign(where=names, arm="")
-    picture = base64.b64encode(png_of(forest_plot(lines, baseline=found.first))).decode()
+    picture = small_png(forest_plot(lines, baseline=found.first))
+    png = b64encode(picture.data).decode()
     tables = {
         "Recall@1": tests_table(tests),
         "MAP@R (no margin)": tests_table(found.tests("map"), "MAP@R"),
@@ -213,8 +211,8 @@ def compare_page(
         "Details": details_table(tests),
     }
     body = f"""<style>{_DARK}</style><p>{escape(answer_in_words(found))}</p>
-<img id="forest" style="max-width: 100%; width: 46rem" alt="Differences with their intervals"
- src="data:image/png;base64,{picture}">
+<img id="forest" style="max-width: 100%" width="{picture.width}"
+ alt="Differences with their intervals" src="data:image/png;base64,{png}">
 <p>Mean difference over seeds with its 95 % interval; the band is the margin of {found.margin:g}
 points, below which a difference does not matter.</p>"""
     for title, table in tables.items():

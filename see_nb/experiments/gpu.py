@@ -221,7 +221,7 @@ def gpu_evidence(
     plan, output = plan or PLANS[device], expanded(output)
     check_writable(output)
 
-    def watch(*_) -> dict:
+    def watch(*_, **__) -> dict:
         if _share_used(start, minutes) > 1:
             raise _TimeIsUp
         return {}

@@ -135,11 +135,9 @@ def _means(runs: pd.DataFrame, paper: pd.DataFrame) -> pd.DataFrame:
     "Mean and standard deviation over seeds of each number that the paper prints, in percent."
     recalls = [name for name in runs if name.startswith("recall_at_")]
     shares = runs.melt([*TABLE_CELL, "seed"], recalls, "metric", "share").dropna(subset="share")
-    metric, percent = (
-        shares.metric.str.replace("recall_at_", "R@"),
-        100 * shares.share.astype(float),
-    )
-    ours = summarise(shares.assign(metric=metric, share=percent), [*TABLE_CELL, "metric"], "share")
+    metric = shares.metric.str.replace("recall_at_", "R@")
+    shares = shares.assign(metric=metric, share=100 * shares.share.astype(float))
+    ours = summarise(shares, [*TABLE_CELL, "metric"], "share")
     return ours.merge(paper[["dataset", "metric"]].drop_duplicates())
 
 # %% ../../nbs/experiments/02_paper_table.ipynb #c30
@@ -148,17 +146,14 @@ def as_texts(
 ) -> pd.DataFrame:  # indexed by backbone, D and line, with columns data set and metric
     "The table as it is printed, `paper | ours`; blank where neither side has a number."
     table = table.rename(columns={"embedding_size": "D", "dataset": "data set"})
-    index, columns = ["backbone", "D", "line"], ["data set", "metric"]
     theirs = table.paper.map("{:.1f}".format, na_action="ignore").fillna("")
     ours = [in_percent(*level, 1) for level in table[["mean", "std", "n"]].to_numpy()]
-    table = table.assign(text=(theirs + " | " + pd.Series(ours, table.index)).str.strip())
-    wide = table.pivot(index=index, columns=columns, values="text").fillna("")
-    blocks = list(dict.fromkeys(table[index[:2]].itertuples(index=False, name=None)))
-    lines = table[index].drop_duplicates().itertuples(index=False, name=None)
-    return wide.reindex(
-        index=pd.MultiIndex.from_tuples(sorted(lines, key=lambda line: blocks.index(line[:2]))),
-        columns=pd.MultiIndex.from_frame(table[columns].drop_duplicates()),
-    ).rename_axis(index=index)
+    text = (theirs + " | " + pd.Series(ours, table.index)).str.strip()
+    block = table.groupby(["backbone", "D"], sort=False).ngroup()
+    table = table.assign(text=text, block=block).sort_values("block", kind="stable")
+    columns = ["data set", "metric"]
+    texts = table.set_index(["backbone", "D", "line", *columns]).text
+    return texts.unstack(columns, fill_value="", sort=False)
 
 # %% ../../nbs/experiments/02_paper_table.ipynb #c33
 def as_latex(

@@ -5,23 +5,19 @@
 # %% auto #0
 __all__ = ['PLACES', 'ADAPTERS', 'batch_means', 'nearest_proxy', 'Adapter', 'adapter_of', 'layers', 'unwrapped', 'place_of',
            'find_proxies', 'class_proxies', 'second_term', 'shared_copy', 'LossOfSynthetics', 'split_output',
-           'own_miner', 'alone', 'shared_processes', 'rows_of_all']
+           'own_miner', 'shared_processes', 'rows_of_all']
 
 # %% ../../nbs/method/05_adapters.ipynb #c03
+#| code-fold: true
 import copy
 import inspect
 from collections import OrderedDict
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 import torch.nn.functional as F
 from pytorch_metric_learning import losses, reducers
-from pytorch_metric_learning.utils import loss_and_miner_utils
-from pytorch_metric_learning.utils.distributed import (
-    DistributedLossWrapper,
-    DistributedMinerWrapper,
-)
+from pytorch_metric_learning.utils import distributed, loss_and_miner_utils
 from torch import Tensor, nn
 
 from ..errors import SeeError, check_that, one_of
@@ -73,6 +69,19 @@ class Adapter:
     refused: str = ""  # why there is no place
 
 # %% ../../nbs/method/05_adapters.ipynb #c21
+#| code-fold: true
+_LOSSES = (  # place, where the proxies are, names in the library without their "Loss"
+    ("own", "proxies", "ProxyAnchor ProxyNCA"),
+    ("own", "W.T", "ArcFace CosFace LargeMarginSoftmax NormalizedSoftmax SphereFace"),
+    ("own", "W.T", "SubCenterArcFace"),
+    ("own", "fc.T", "SoftTriple"),
+    ("own", "weight.T", "P2SGrad"),
+    ("references", "", "Angular Circle Contrastive GeneralizedLiftedStructure IntraPairVariance"),
+    ("references", "", "Margin MultiSimilarity NCA NTXent SignalToNoiseRatioContrastive SupCon"),
+    ("references", "", "TripletMargin TupletMargin"),
+    ("pairs", "", "Histogram LiftedStructure NPairs ThresholdConsistentMargin"),
+    ("batch", "", "FastAP PNP RankedList"),
+)
 _REFUSED = {
     losses.DynamicSoftMarginLoss: "it keeps a graph from one step to the next and fails at its "
     "second step, alone too",
@@ -85,35 +94,15 @@ _REFUSED = {
     losses.SelfSupervisedLoss: "it takes references where SEE gives labels. Wrap the loss within, "
     "and call it with both views in one batch: see(torch.cat([first, second]), labels.repeat(2))",
 }
-
 ADAPTERS = {
-    **dict.fromkeys([losses.ProxyAnchorLoss, losses.ProxyNCALoss], Adapter("own", "proxies")),
-    **dict.fromkeys(
-        [losses.ArcFaceLoss, losses.CosFaceLoss, losses.LargeMarginSoftmaxLoss,
-         losses.NormalizedSoftmaxLoss, losses.SphereFaceLoss, losses.SubCenterArcFaceLoss],
-        Adapter("own", "W.T"),
-    ),
-    losses.SoftTripleLoss: Adapter("own", "fc.T"),
-    losses.P2SGradLoss: Adapter("own", "weight.T"),
-    **dict.fromkeys(
-        [losses.AngularLoss, losses.CircleLoss, losses.ContrastiveLoss,
-         losses.GeneralizedLiftedStructureLoss, losses.IntraPairVarianceLoss, losses.MarginLoss,
-         losses.MultiSimilarityLoss, losses.NCALoss, losses.NTXentLoss,
-         losses.SignalToNoiseRatioContrastiveLoss, losses.SupConLoss, losses.TripletMarginLoss,
-         losses.TupletMarginLoss],
-        Adapter("references"),
-    ),
-    **dict.fromkeys(
-        [losses.HistogramLoss, losses.LiftedStructureLoss, losses.NPairsLoss,
-         losses.ThresholdConsistentMarginLoss],
-        Adapter("pairs"),
-    ),
-    **dict.fromkeys(
-        [losses.FastAPLoss, losses.PNPLoss, losses.RankedListLoss], Adapter("batch")
-    ),
-    **dict.fromkeys([losses.CrossBatchMemory, DistributedLossWrapper], Adapter("inner")),
-    **{kind: Adapter(refused=reason) for kind, reason in _REFUSED.items()},
-}  # fmt: skip
+    getattr(losses, f"{name}Loss"): Adapter(place, proxies)
+    for place, proxies, names in _LOSSES
+    for name in names.split()
+}
+ADAPTERS |= {kind: Adapter(refused=reason) for kind, reason in _REFUSED.items()}
+ADAPTERS |= dict.fromkeys(
+    (losses.CrossBatchMemory, distributed.DistributedLossWrapper), Adapter("inner")
+)
 
 # %% ../../nbs/method/05_adapters.ipynb #c23
 def adapter_of(
@@ -142,6 +131,7 @@ def unwrapped(loss: nn.Module) -> nn.Module:
     return layers(loss)[-1]
 
 # %% ../../nbs/method/05_adapters.ipynb #c24
+#| code-fold: true
 def place_of(
     loss: nn.Module,  # innermost
     place: str | None = None,  # one of PLACES, if the caller says so
@@ -161,22 +151,16 @@ def place_of(
             f"loss: how do synthetics enter {name}? Say SEELoss(loss, place=...), or give the "
             f"class an attribute `see_place`. The loss that is {places}."
         )
-    if not any(kind in ADAPTERS for kind in type(loss).__mro__):
-        _check_call(loss, place)
-    return place
-
-
-def _check_call(loss: nn.Module, place: str) -> None:
-    "A module of one's own takes the arguments that its place means, or a SeeError."
     n = {"own": 2, "batch": 2, "pairs": 3, "references": 5}[place]
     try:
         inspect.signature(loss.forward).bind(*range(n))
     except TypeError as error:
         call = PLACES[place].partition(": ")[2]
         raise SeeError(
-            f"place: {place!r} calls {type(loss).__name__} with {n} arguments, {call}; its "
-            f"forward does not take them ({error})."
+            f"place: {place!r} calls {name} with {n} arguments, {call}; its forward does not take "
+            f"them ({error})."
         ) from error
+    return place
 
 # %% ../../nbs/method/05_adapters.ipynb #c25
 def find_proxies(
@@ -209,7 +193,7 @@ def class_proxies(
 def second_term(
     place: str,  # one of PLACES
     loss: nn.Module,  # innermost
-    anchors: Tensor,  # unit embeddings of the batch, (B, D)
+    anchors: Tensor | None,  # unit embeddings of the batch, (B, D); unused with "own"
     labels: Tensor,  # (B,)
     synthetics: Tensor,  # unit rows, (N, D)
     targets: Tensor,  # (N,)
@@ -217,14 +201,15 @@ def second_term(
     negatives_only: bool = False,  # positive pairs only among the anchors (not for "batch")
 ):  # what the loss returns
     "The loss of the synthetics."
-    if place == "own":
-        return loss(synthetics, targets, *_mined(miner, synthetics, targets))
-    rows, names = torch.cat([anchors, synthetics]), torch.cat([labels, targets])
-    if place == "batch":
-        return loss(rows, names, *_mined(miner, rows, names))
-    pairs = miner(anchors, labels, synthetics, targets) if miner else None
     if place == "references" and not negatives_only:
+        pairs = miner(anchors, labels, synthetics, targets) if miner else None
         return loss(anchors, labels, pairs, synthetics, targets)
+    rows, names = synthetics, targets
+    if place != "own":
+        rows, names = torch.cat([anchors, synthetics]), torch.cat([labels, targets])
+    if place in ("own", "batch"):
+        return loss(rows, names, *([miner(rows, names)] if miner else []))
+    pairs = miner(anchors, labels, synthetics, targets) if miner else None
     pairs = pairs or loss_and_miner_utils.get_all_pairs_indices(labels, targets)
     if negatives_only:
         positives = loss_and_miner_utils.get_all_pairs_indices(labels)[:2]
@@ -236,23 +221,18 @@ def second_term(
         return loss(anchors, labels, pairs, rows, names)
     return loss(rows, names, pairs)
 
-
-def _mined(miner: nn.Module | None, *batch: Tensor) -> tuple:
-    "The miner's choice as a further argument, if there is a miner."
-    return () if miner is None else (miner(*batch),)
-
 # %% ../../nbs/method/05_adapters.ipynb #c37
+#| code-fold: true
 _HOOKS = "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"
 
 
 def shared_copy(
     module: nn.Module | None,  # innermost loss, or a miner
-    learns: bool = True,  # False: its parameters are constants
 ) -> nn.Module | None:
     "A copy that shares the parameters: what it comes to remember goes with it. No hook is called."
     known = {}
     for part in module.modules() if isinstance(module, nn.Module) else ():
-        known |= {id(p): p if learns else p.detach() for p in part.parameters(recurse=False)}
+        known |= {id(p): p for p in part.parameters(recurse=False)}
         known |= {id(getattr(part, name)): OrderedDict() for name in _HOOKS}
         results = (t for t in vars(part).values() if isinstance(t, Tensor) and t.grad_fn)
         known |= {id(t): t for t in results}  # with their graphs, so they cannot be copied
@@ -271,33 +251,26 @@ class LossOfSynthetics:
     "The wrapped loss as synthetics meet it: (rows, labels) -> scalar, without a trace in it."
 
     see: nn.Module  # the SEELoss around it
-    embeddings: Tensor  # of the batch, (B, D)
+    anchors: Tensor | None  # unit embeddings of the batch, (B, D); unused with proxies
     labels: Tensor  # (B,)
 
-    @cached_property
-    def anchors(self) -> Tensor:  # unit rows, (B, D)
-        return F.normalize(self.embeddings, dim=-1)
-
     @property
-    def of_plain(self) -> dict:
-        "What there is to know of a Proxy-Anchor."
-        inner = unwrapped(self.see.loss)
-        proxies = inner.proxies if self.see.proxy_grad else inner.proxies.detach()
-        return {"proxies": proxies, "alpha": inner.alpha, "margin": inner.margin}
+    def inner(self) -> nn.Module:
+        "The innermost loss."
+        return unwrapped(self.see.loss)
 
     def __call__(self, rows: Tensor, labels: Tensor) -> Tensor:
-        see, inner = self.see, unwrapped(self.see.loss)
-        if see.place == "own" and is_plain(inner):
-            return proxy_anchor(rows, labels, **self.of_plain)
+        see, loss = self.see, self.inner
+        if see.place == "own" and is_plain(loss):
+            return proxy_anchor(rows, labels, loss.proxies, loss.alpha, loss.margin)
+        miner = see.miner or own_miner(see.loss)
+        if isinstance(miner, distributed.DistributedMinerWrapper):
+            miner = miner.miner  # the batches of all processes are together already
         # a graph that is compiled cannot hold a copy: such a loss must not remember
-        compiled = torch.compiler.is_compiling() and see.proxy_grad
-        loss = inner if compiled else shared_copy(inner, see.proxy_grad)
-        anchors = None if see.place == "own" else self.anchors
-        miner = shared_copy(alone(see.miner or own_miner(see.loss)))
-        output = second_term(
-            see.place, loss, anchors, self.labels, rows, labels, miner, see.expansion.negatives_only
-        )
-        return split_output(output, loss)[0]
+        if not torch.compiler.is_compiling():
+            loss, miner = shared_copy(loss), shared_copy(miner)
+        batches, only = (self.anchors, self.labels, rows, labels), see.expansion.negatives_only
+        return split_output(second_term(see.place, loss, *batches, miner, only), loss)[0]
 
 
 def split_output(output, loss: nn.Module) -> tuple[Tensor, tuple]:
@@ -309,21 +282,17 @@ def split_output(output, loss: nn.Module) -> tuple[Tensor, tuple]:
     return value, tuple(rest)
 
 # %% ../../nbs/method/05_adapters.ipynb #c46
+#| code-fold: true
 def own_miner(loss: nn.Module) -> nn.Module | None:
     "The outermost miner that a wrapper keeps in `.miner`."
     miners = (getattr(layer, "miner", None) for layer in layers(loss))
     return next((miner for miner in miners if isinstance(miner, nn.Module)), None)
 
 
-def alone(miner: nn.Module | None) -> nn.Module | None:
-    "A miner that gathers nothing: the batches of all processes are together already."
-    return miner.miner if isinstance(miner, DistributedMinerWrapper) else miner
-
-
 def shared_processes(loss: nn.Module) -> int:
     "How many processes' batches a `DistributedLossWrapper` puts together; 1 without one."
-    shared = any(isinstance(layer, DistributedLossWrapper) for layer in layers(loss))
-    return n_processes() if shared else 1
+    wrapper = distributed.DistributedLossWrapper
+    return n_processes() if any(isinstance(layer, wrapper) for layer in layers(loss)) else 1
 
 
 def rows_of_all(own: Tensor) -> Tensor:

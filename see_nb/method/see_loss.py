@@ -6,6 +6,7 @@
 __all__ = ['class_centers', 'is_second_run', 'Replay', 'WrappedLoss', 'SecondTerm', 'SEELoss']
 
 # %% ../../nbs/method/04_see_loss.ipynb #c03
+#| code-fold: true
 from collections.abc import Callable
 from contextlib import contextmanager, nullcontext
 
@@ -13,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from . import checks
 from see_nb.method.adapters import (
     LossOfSynthetics,
     batch_means,
@@ -25,16 +27,8 @@ from see_nb.method.adapters import (
     split_output,
     unwrapped,
 )
-from see_nb.method.checks import (
-    check_batch,
-    check_centers,
-    check_loss,
-    check_options,
-    learns_from_synthetics,
-    learns_itself,
-)
 from .curriculum import ExpansionSchedule, Schedule, select_closest
-from .running_means import RunningMeans
+from .running_means import MovingCenters
 from .synthetics import Batch, Expansion, way_of
 
 # %% ../../nbs/method/04_see_loss.ipynb #c15
@@ -48,7 +42,7 @@ def class_centers(
     if given is not None:
         table = isinstance(given, Tensor)
         rows = given[labels] if table else given(labels)
-        check_centers(rows, sources.shape)
+        checks.check_centers(rows, sources.shape)
         return F.normalize(rows.detach().to(sources), dim=-1), table
     if proxies is not None:
         return nearest_proxy(sources, labels, proxies.detach()), True
@@ -67,16 +61,18 @@ class Replay:
         self.kept = []  # where a batch's labels are, and the generator's state
 
     @contextmanager
-    def of(self, generator: torch.Generator, labels: Tensor):
+    def of(self, generator: torch.Generator, labels):
         "Within, a batch that comes again draws what it drew; after it, the generator goes on."
-        # an encoder that runs again gives new embeddings, but its labels are the same tensor
-        where = labels.untyped_storage()._cdata, labels.storage_offset()
+        # an encoder that runs again gives new embeddings, but mostly its labels are the same
+        tensor = isinstance(labels, Tensor)
+        memory = labels.untyped_storage()._cdata if tensor else id(labels)
+        where = memory, labels.storage_offset() if tensor else 0
         now, again = generator.get_state(), is_second_run()
-        if again:  # the last first, as in a backward pass
-            same = [i for i, (kept, _) in enumerate(self.kept) if kept == where]
-            generator.set_state(self.kept.pop(same[-1])[1] if same else now)
-        else:
+        if not again:
             self.kept = [*self.kept[-31:], (where, now)]
+        elif self.kept:  # the last first, as in a backward pass
+            same = [i for i, (kept, _) in enumerate(self.kept) if kept == where]
+            generator.set_state(self.kept.pop(same[-1] if same else -1)[1])
         try:  # a second run is left by an exception when it has all that it needs
             yield
         finally:
@@ -102,8 +98,16 @@ class WrappedLoss(nn.Module):
 
     def set_epoch(self, epoch: int) -> None:
         "Tell the schedule where training is: call it before each epoch, counted from 0."
+        checks.check_epoch(epoch)
         self.epoch = epoch
         self.expansion.set_epoch(epoch)
+
+    def get_extra_state(self) -> Tensor:  # a training may go on in the middle of an epoch
+        return torch.tensor(-1 if self.epoch is None else self.epoch)
+
+    def set_extra_state(self, epoch: Tensor) -> None:
+        if epoch >= 0:
+            self.set_epoch(int(epoch))
 
     def __getattr__(self, name: str):
         "An attribute of the wrapped loss, such as `proxies`, if it is none of SEE's."
@@ -118,17 +122,6 @@ class WrappedLoss(nn.Module):
         wrapped = type(self.loss).__name__
         raise AttributeError(f"SEELoss has no {name!r}, nor has the {wrapped} in its .loss")
 
-    def _save_to_state_dict(self, destination, prefix, keep_vars):
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-        if self.schedule is not None and self.epoch is not None:
-            destination[prefix + "epoch"] = torch.tensor(self.epoch)
-
-    def _load_from_state_dict(self, state_dict, prefix, *rest):
-        epoch = state_dict.pop(prefix + "epoch", None)
-        if epoch is not None:  # a training goes on in the middle of an epoch
-            self.set_epoch(int(epoch))
-        super()._load_from_state_dict(state_dict, prefix, *rest)
-
     def extra_repr(self) -> str:
         share = f"schedule={self.schedule}" if self.schedule else f"fraction={self.fraction}"
         return (
@@ -140,22 +133,27 @@ class WrappedLoss(nn.Module):
 class SecondTerm(WrappedLoss):
     "Centres, selection, synthetics, and their loss."
 
+    @property
+    def adds_synthetics(self) -> bool:
+        "In training, and with a weight."
+        return self.training and self.weight > 0
+
     def _with_second_term(self, value: Tensor, proxies: Tensor | None, *streams: Tensor) -> Tensor:
         "The first term's value and the second's; the streams are rows, labels, rows, labels."
         again = is_second_run()
-        if isinstance(self.centers, RunningMeans) and not again:
+        if isinstance(self.centers, MovingCenters) and not again:
             rows = torch.cat(streams[::2]).detach()
             self.centers.update(F.normalize(rows, dim=-1), torch.cat(streams[1::2]))
         processes = shared_processes(self.loss)
         if processes > 1:
             streams = tuple(map(rows_of_all, streams))
         pool = streams if len(streams) == 2 else map(torch.cat, (streams[::2], streams[1::2]))
-        with self._replay.of(self.generator, streams[1]) if self.generator else nullcontext():
-            batch, centers = self._select(proxies, *pool)
-            if not (again or torch.compiler.is_compiling()):
-                self.n_expanded += len(centers)
-            loss = LossOfSynthetics(self, *streams[:2])
-            second = self.expansion.second_term(loss, batch, centers, self.n_expansion)
+        batch, centers = self._select(proxies, *pool)
+        if not (again or torch.compiler.is_compiling()):
+            self.n_expanded += len(centers)
+        anchors = None if self.place == "own" else F.normalize(streams[0], dim=-1)
+        loss = LossOfSynthetics(self, anchors, streams[1])
+        second = self.expansion.second_term(loss, batch, centers, self.n_expansion)
         return self.expansion.combine(value, second, self.weight * processes)
 
     def _select(self, proxies, embeddings: Tensor, labels: Tensor) -> tuple[Batch, Tensor]:
@@ -200,23 +198,23 @@ class SEELoss(SecondTerm):
         centers: Tensor | Callable | None = None,  # (C, D), or labels -> (B, D); None: proxies
         miner: nn.Module | None = None,  # of pytorch-metric-learning: chooses pairs of both terms
         expansion: str | Callable | Expansion = "see",  # a name of WAYS, or a way of making them
-        proxy_grad: bool = True,  # False: only the encoder learns from the second term
     ):
         super().__init__()
         self.loss, self.n_expansion, self.weight = loss, n_expansion, weight
         self.schedule, self.fraction, self.generator = schedule, fraction, generator
-        self.miner, self.proxy_grad, self.encoder_grad = miner, proxy_grad, encoder_grad
-        self.expansion, self._replay = way_of(expansion), Replay()
-        self.epoch, self.n_expanded = None, 0  # sources expanded so far
+        self.miner, self.expansion, self.encoder_grad = miner, way_of(expansion), encoder_grad
+        self.epoch, self._replay, self.n_expanded = None, Replay(), 0  # sources so far
         if isinstance(centers, Tensor) and not isinstance(centers, nn.Parameter):
             self.register_buffer("centers", centers)
         else:
             self.centers = centers
-        check_options(self)
+        checks.check_options(self)
         self.place = place_of(unwrapped(loss), place)
-        if encoder_grad is None:
-            self.encoder_grad = not learns_itself(self)
-        check_loss(self)
+        if encoder_grad is None:  # of the loss, or centres that are a parameter
+            learning = [*loss.parameters(), *self.parameters(recurse=False)]
+            learns = self.place == "own" and any(p.requires_grad for p in learning)
+            self.encoder_grad = not learns
+        checks.check_loss(self)
 
     def forward(
         self,
@@ -230,14 +228,15 @@ class SEELoss(SecondTerm):
         "The loss plus `weight` times that of the synthetics; in evaluation mode the loss alone."
         proxies = find_proxies(unwrapped(self.loss))
         refs = () if ref_emb is None and ref_labels is None else (ref_emb, ref_labels)
-        batch = check_batch(self, proxies, indices_tuple, embeddings, labels, *refs)
+        batch = checks.check_batch(self, proxies, indices_tuple, embeddings, labels, *refs)
         with torch.autocast(embeddings.device.type, enabled=False):
             mined = self.miner is not None and indices_tuple is None
             pairs = self.miner(*batch) if mined else indices_tuple
             more = (pairs, *batch[2:]) if len(batch) > 2 or pairs is not None else ()
             output = self.loss(*batch[:2], *more, **further)
-            if not learns_from_synthetics(self):
+            if not self.adds_synthetics:
                 return output
             value, rest = split_output(output, self.loss)
-            value = self._with_second_term(value, proxies, *batch)
+            with self._replay.of(self.generator, labels) if self.generator else nullcontext():
+                value = self._with_second_term(value, proxies, *batch)
         return (value, *rest) if rest else value

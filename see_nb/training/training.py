@@ -431,11 +431,17 @@ class Prepared:
             classes = splits.train_set.classes
             objective = make_objective(recipe, len(classes), model.n_features)
             run = Run(recipe, model, objective, classes, {}, splits.facts)
-        self.run, self.splits = run, splits
+        self.run, self.splits, self.accelerator = run, splits, accelerator
         model.to(accelerator.device), run.objective.to(accelerator.device)
         if recipe.frozen:
             with accelerator.main_process_first():
                 splits.take_features(model, recipe, home / "cache")
+
+    def training(self, n_workers: int | None = None) -> Training:  # as of `Epochs`
+        "At its start; the row will say which weights that was."
+        training = Training(self.run, self.splits, self.accelerator, n_workers)
+        training.begun["weights_sha256"] = self.weights_sha256
+        return training
 
 # %% ../../nbs/training/09_training.ipynb #c21
 def train(
@@ -476,8 +482,7 @@ def train(
         options = {"check": check, "checkpointing": checkpointing, "skip_damaged": skip_damaged}
         options |= {"copies": raw, "report": place / "damaged.csv" if place else None}
         prepared = Prepared(recipe, root, accelerator, run, **options)
-        training = Training(prepared.run, prepared.splits, accelerator, n_workers)
-        training.begun["weights_sha256"] = prepared.weights_sha256
+        training = prepared.training(n_workers)
         training.started -= time.perf_counter() - started  # preparing counts, too
         if state:
             training.restore(state, source)
