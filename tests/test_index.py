@@ -466,6 +466,13 @@ def test_rows_in_half_precision_are_of_length_1(album):
         np.testing.assert_allclose(np.linalg.norm(index.embeddings, axis=1), 1, atol=1e-6)
 
 
+def test_a_choice_of_classes_does_not_say_that_a_photo_is_not_there(album):
+    index = Index.build(Colours(), album, image_size=32)
+    index.stored.note(threshold=0.9999)
+    found = index.search(album / "kind 1" / "1.png", 2, labels="kind 2")
+    assert found.similarity.max() < 0.9999 and not found.unknown().any()
+
+
 def test_an_approximate_index_says_what_it_finds(album, checkpoint, tmp_path, capsys):
     output = tmp_path / "my.index"
     assert make(album, checkpoint, output, "--factory", "HNSW32") == 0

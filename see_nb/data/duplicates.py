@@ -14,7 +14,7 @@ import pandas as pd
 from PIL import Image
 
 from .photos import Photos, in_threads, printable, read_photo
-from ..errors import SeeError, needs
+from ..errors import SeeError, check_that, needs
 
 # %% ../../nbs/data/06_duplicates.ipynb #c06
 SIDE = 16  # of the small pictures that are compared, in pixels
@@ -99,8 +99,7 @@ def find_copies(
     rows: np.ndarray | None = None,  # unit rows to compare, (N, D); None: `shape_rows`
 ) -> Copies:
     "Exact and near copies among photos."
-    if not 0 < threshold <= 1:
-        raise SeeError(f"threshold: expected a cosine above 0, at most 1, got {threshold}.")
+    check_that(0 < threshold <= 1, "threshold", threshold, "a cosine above 0, at most 1")
     first_of_hash, found = {}, []
     for i, digest in enumerate(photos.hashes):
         first = first_of_hash.setdefault(digest or i, i)

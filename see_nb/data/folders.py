@@ -33,7 +33,7 @@ from see_nb.data.photos import (
     looks_like_photo,
     printable,
 )
-from ..errors import SeeError
+from ..errors import SeeError, check_that
 from ..files import expanded
 
 # %% ../../nbs/data/02_folders.ipynb #c06
@@ -306,11 +306,8 @@ def choose_split(
         test_classes = classes_that_test(set(train_classes), set(names), folder)
     else:
         n = round(test_fraction * len(names)) if 0 < test_fraction < 1 else 0
-        if not 0 < n < len(names):
-            raise SeeError(
-                f"test_fraction: expected a share that leaves a class of {len(names)} on each "
-                f"side, got {test_fraction}."
-            )
+        expected = f"a share that leaves a class of {len(names)} on each side"
+        check_that(0 < n < len(names), "test_fraction", test_fraction, expected)
         test_classes = [names[i] for i in np.random.RandomState(0).permutation(len(names))[:n]]
     return frame.assign(split=np.where(frame.label.isin(test_classes), "test", "train"))
 

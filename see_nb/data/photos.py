@@ -42,7 +42,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from tqdm import tqdm
 
-from ..errors import SeeError, one_of
+from ..errors import SeeError, check_that, one_of
 from ..files import replacing
 
 # %% ../../nbs/data/01_photos.ipynb #c06
@@ -317,9 +317,7 @@ RECENT = 2_000_000_000  # nanoseconds; a file changed since then may change agai
 def hash_photos(
     folder: Path,
     files: list[str],  # paths relative to it
-    known: Mapping[
-        str, Sequence
-    ] = {},  # file -> signature and hash, as this function returned them
+    known: Mapping[str, Sequence] = {},  # file -> signature and hash, as returned here before
 ) -> tuple[dict[str, list], dict[str, str]]:  # the same; file -> why it cannot be read
     "The content hash of each file; only a file that is new or has changed is read."
     started = time.time_ns()
@@ -530,8 +528,7 @@ def cache_photos(
 ) -> CachedPhotos:
     "The same photos, each decoded and shrunk when it is first asked for."
     one_of("interpolation", interpolation, ("bicubic", "bilinear"))
-    if resize < 1:
-        raise SeeError(f"resize: expected a shorter side of at least 1 pixel, got {resize}.")
+    check_that(resize >= 1, "resize", resize, "a shorter side of at least 1 pixel")
     cache = Path(cache)
     photos = Photos(photos.folder, photos.files, photos.memo or cache)  # as they are now
     cached = CachedPhotos(photos, cache / "photos", (resize, interpolation))

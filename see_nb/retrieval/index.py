@@ -152,8 +152,9 @@ class Searcher:
         if rows is None:
             rows, names, damaged = embed_pictures(self.embed, *read_pictures(queries))
         similarity, found = state.nearest(rows, names, k, labels)
+        best = None if labels is None else state.nearest(rows, [], 1)[0][:, 0]
         names = names or list(map(str, range(len(rows))))
-        return Found(names, similarity, found, state.photos, damaged, self.stored.threshold)
+        return Found(names, similarity, found, state.photos, damaged, self.stored.threshold, best)
 
     def __len__(self) -> int:
         return len(self.photos)

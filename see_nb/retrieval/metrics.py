@@ -15,14 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import SeeError
+from ..errors import SeeError, check_that
 
 # %% ../../nbs/retrieval/01_metrics.ipynb #c10
 def refuse_embeddings(x: Tensor, name: str) -> None:
     "A SeeError for what are no embeddings at all."
-    if not isinstance(x, Tensor) or x.ndim != 2 or not x.is_floating_point():
-        got = f"{x.dtype} {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
-        raise SeeError(f"{name}: expected floating-point embeddings (N, D), got {got}.")
+    fits = isinstance(x, Tensor) and x.ndim == 2 and x.is_floating_point()
+    check_that(fits, name, x, "floating-point embeddings (N, D) in a tensor")
 
 
 def unit_rows(
@@ -74,17 +73,12 @@ def nearest(
     "Exact nearest neighbours by inner product, a chunk of queries at a time."
     queries = unit_rows(query, "query")
     items = queries if gallery is None else unit_rows(gallery, "gallery")
-    if k < 1:
-        raise SeeError(f"k: expected at least 1 neighbour, got {k}.")
-    if queries.shape[1] != items.shape[1]:
-        raise SeeError(
-            f"gallery: expected the query's embedding size {queries.shape[1]}, got "
-            f"{items.shape[1]}."
-        )
+    size, wanted = items.shape[1], queries.shape[1]
     own = np.arange(len(queries)) if gallery is None else own
     alone = own is not None
-    if len(items) - alone < 1:
-        raise SeeError(f"gallery: expected at least one item besides the query, got {len(items)}.")
+    check_that(k >= 1, "k", k, "at least 1 neighbour")
+    check_that(size == wanted, "gallery", size, f"the query's embedding size {wanted}")
+    check_that(len(items) > alone, "gallery", len(items), "at least one item besides the query")
     width = min(k + alone, len(items))
     for start in range(0, len(queries), chunk):
         found = search_in_order(queries[start : start + chunk], items, width)
@@ -98,11 +92,10 @@ def nearest(
 def refuse_batch(x: Tensor, labels: Tensor | None, name: str) -> None:
     "A SeeError unless there are embeddings, and one whole number for each."
     refuse_embeddings(x, name)
-    if not isinstance(labels, Tensor) or labels.shape != x.shape[:1]:
-        got = tuple(labels.shape) if isinstance(labels, Tensor) else type(labels).__name__
-        raise SeeError(f"{name}_labels: expected one label per embedding, ({len(x)},), got {got}.")
-    if labels.is_floating_point() or labels.is_complex():
-        raise SeeError(f"{name}_labels: expected whole numbers, got {labels.dtype}.")
+    whose, one_each = f"{name}_labels", f"one label per embedding, ({len(x)},)"
+    check_that(isinstance(labels, Tensor) and labels.shape == x.shape[:1], whose, labels, one_each)
+    whole = not (labels.is_floating_point() or labels.is_complex())
+    check_that(whole, whose, labels, "whole numbers")
     if not len(x):
         raise SeeError(f"{name}: expected at least one embedding, got none.")
 

@@ -24,7 +24,7 @@ import pandas as pd
 
 from ..data.folders import clean, frame_of
 from ..data.photos import printable
-from ..errors import SeeError, near
+from ..errors import SeeError, check_that, near
 from ..files import replacing
 from .database import Rows
 from .metrics import knn
@@ -46,6 +46,7 @@ class Found:
     photos: pd.DataFrame = field(repr=False)  # of the index
     damaged: dict[str, str] = field(default_factory=dict)  # query -> why it was not searched for
     threshold: float | None = None  # below this cosine nothing in the index is like the query
+    best: np.ndarray | None = None  # cosines of the nearest of all classes, if only some are asked
 
     def __len__(self) -> int:
         return len(self.queries)
@@ -69,9 +70,9 @@ class Found:
 
     def unknown(self) -> np.ndarray:  # bool, (Q,)
         "Queries that nothing in the index is like, as far as that was measured."
-        if self.threshold is None or not self.rows.shape[1]:
+        if self.threshold is None:
             return np.zeros(len(self), bool)
-        return self.similarity[:, 0] < self.threshold
+        return (self.similarity[:, 0] if self.best is None else self.best) < self.threshold
 
     def to_html(self, at_most: int | None = None) -> str:
         "Each query with its neighbours as pictures."
@@ -201,8 +202,7 @@ def refuse_search(
     k: int,
 ) -> None:
     "A SeeError for what cannot be searched for."
-    if k < 1:
-        raise SeeError(f"k: expected at least 1 neighbour, got {k}.")
+    check_that(k >= 1, "k", k, "at least 1 neighbour")
     if not len(rows):
         raise SeeError("index: it holds no photos. `see-nb index --add` takes some in.")
     if queries.shape[1] != rows.shape[1]:

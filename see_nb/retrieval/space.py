@@ -80,9 +80,8 @@ def proxy_cosines(
 ) -> tuple[Tensor, Tensor]:  # in [-1, 1], (N,) each
     "Cosine of each embedding to its own and to the nearest other proxy."
     own, other, p = [], [], F.normalize(proxies.detach(), dim=1)
-    for rows, of in zip(
-        embeddings.split(4096), labels.split(4096)
-    ):  # (N, C) at once can be gigabytes
+    # (N, C) at once can be gigabytes
+    for rows, of in zip(embeddings.split(4096), labels.split(4096)):
         cosines = rows @ p.T
         own.append(cosines.gather(1, of[:, None]).squeeze(1))
         other.append(cosines.scatter_(1, of[:, None], -torch.inf).amax(1))
