@@ -4,13 +4,11 @@
 
 # %% auto #0
 __all__ = ['STEP_BUDGET', 'BUDGETS', 'compared', 'peak_bytes', 'in_child', 'finished', 'noise_step', 'both_steps', 'step_cost',
-           'log_slope', 'rows_with', 'Budget', 'budget_table', 'processor']
+           'log_slope', 'rows_with', 'Budget', 'budget_table']
 
 # %% ../../nbs/experiments/04_cost.ipynb #c02
 import json
 import os
-import platform
-import re
 import subprocess
 import sys
 import tempfile
@@ -248,7 +246,8 @@ BUDGETS = (
     Budget("SEE / Proxy-Anchor, C 100", _loss("with SEE", 100), "≤", 3, "best"),
     Budget("SEE / Proxy-Anchor, C 11,318", _loss("with SEE", 11_318), "≤", 2.5, "best"),
     Budget("closed form / Proxy-Anchor, C 100", _loss("closed form", 100), "≤", 2, "best"),
-    Budget("closed form / Proxy-Anchor, C 11,318", _loss("closed form", 11_318), "≤", 1.5, "best"),
+    Budget("closed form / Proxy-Anchor, C 11,318",
+           _loss("closed form", 11_318), "≤", 1.5, "best"),
     STEP_BUDGET,
     Budget("training step with / without SEE, ViT-S", _STEP["vit_small"], "≤", 1.03),
     Budget("Recall@K, 60,502 embeddings / faiss", _SOP | {"unit": "seconds"}, "≤", 1.3),
@@ -262,10 +261,3 @@ def budget_table(
     "Every budget of the project beside what was measured."
     columns = ["what", "budget", "measured", "quartiles", "rounds", "where", "verdict"]
     return pd.DataFrame([b.line(rows) for b in BUDGETS]).reindex(columns=columns).fillna("")
-
-# %% ../../nbs/experiments/04_cost.ipynb #c28
-def processor() -> str:
-    "The name of the CPU, where the system tells it."
-    listed = Path("/proc/cpuinfo")
-    named = re.search(r"model name\s*: (.*)", listed.read_text() if listed.exists() else "")
-    return named[1] if named else platform.processor() or platform.machine()
