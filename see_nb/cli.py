@@ -350,7 +350,9 @@ class Datasets(Command):
         if self.action == "list":
             for name, state in dataset_states(self.root).items():
                 if self.name in ("", name):
-                    print(name, *(f"  {key + ':':<7}{text}" for key, text in state.items()), sep="\n")
+                    print(
+                        name, *(f"  {key + ':':<7}{text}" for key, text in state.items()), sep="\n"
+                    )
             return 0
         try:
             print(check_dataset(self.name, self.root, decode=self.decode, damaged=self.damaged))
