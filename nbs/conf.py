@@ -20,7 +20,6 @@ nb_execution_mode = "off"
 nb_ipywidgets_js = {}
 myst_enable_extensions = ["amsmath", "attrs_inline", "colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
-numfig = True
 smartquotes = False
 default_role = "code"
 add_module_names = False
@@ -62,7 +61,9 @@ def read_page(app, name: str, source: list[str]) -> None:
     if module:
         text = "## Reference" + "".join(map(behind_a_click, *zip(*reference_of(module).items())))
         cells.append({"cell_type": "markdown", "id": "reference", "metadata": {}, "source": text})
-    source[0] = json.dumps(notebook | {"cells": cells})
+    # without the numbers of lines, the parser of the reference walks over 10,000 of them a cell
+    metadata = notebook["metadata"] | {"source_map": list(range(len(cells)))}
+    source[0] = json.dumps(notebook | {"cells": cells, "metadata": metadata})
 
 
 def behind_a_click(title: str, text: str) -> str:

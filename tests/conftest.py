@@ -5,17 +5,21 @@ import io
 import multiprocessing
 import os
 import re
+import struct
 import subprocess
 import sys
 import traceback
+import zlib
 from pathlib import Path
 from types import SimpleNamespace
 
 import nbformat
+import numpy as np
 import pytest
 from execnb.nbio import read_nb, write_nb
 from execnb.shell import CaptureShell
 from hypothesis import HealthCheck, settings
+from PIL import Image
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two workers share the cores
 
@@ -97,6 +101,45 @@ def tiny(monkeypatch):
         splits, "load_dataset", lambda name, root=None, split="train", **options: halves[split]
     )
     return halves
+
+
+def photo(path: Path, look=(200, 60, 20), size=(24, 20), kind=None) -> Path:
+    "A small photo in one colour, or of noise, where the look is a seed."
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = Image.new("RGB", size, look if isinstance(look, tuple) else 0)
+    if isinstance(look, int):
+        pixels = np.random.default_rng(look).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+        image = Image.fromarray(pixels)
+    image.save(path, kind)
+    return path
+
+
+def empty_png(path: Path, width: int, height: int) -> None:
+    "A PNG of a few bytes that says how large it is."
+    header = struct.pack(">2I5B", width, height, 8, 2, 0, 0, 0)
+    content = b"\x89PNG\r\n\x1a\n"
+    for kind, data in ((b"IHDR", header), (b"IDAT", zlib.compress(b"0")), (b"IEND", b"")):
+        checksum = struct.pack(">I", zlib.crc32(kind + data))
+        content += struct.pack(">I", len(data)) + kind + data + checksum
+    path.write_bytes(content)
+
+
+def save_model(path: Path, seed: int = 0, **fields) -> Path:
+    "The checkpoint of a network that was not trained."
+    import torch
+
+    from see_nb.training.recipes import Recipe
+    from see_nb.training.run import Run, empty_model, make_objective
+
+    small = {"dataset": "folder", "embedding_size": 16, "image_size": 32, "width": 4}
+    recipe = Recipe(**small | fields)
+    torch.manual_seed(seed)
+    weights = {"weights": recipe.weights} if recipe.weights else {}
+    model = empty_model(recipe, 3, pretrained=False, **weights).eval()
+    known = {"name": "folder", "version": "", "image_hash": ""}
+    data = {"train": known | {"classes": ["a", "b"]}, "test": known | {"classes": ["c"]}}
+    Run(recipe, model, make_objective(recipe, 2), ["a", "b"], {"run": "small"}, data).save(path)
+    return path
 
 
 def forked(work) -> int:

@@ -9,15 +9,14 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-import torch
+from conftest import save_model
 from PIL import Image
 
 from see_nb.data.datasets import data_root
 from see_nb.errors import SeeError
 from see_nb.retrieval.database import Rows
 from see_nb.retrieval.index import Index
-from see_nb.training.recipes import Recipe
-from see_nb.training.run import Run, empty_model, make_objective
+from see_nb.training.export import index_with_model, open_model
 
 pytest.importorskip("gradio", reason="the extra [app] is not installed")
 api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
@@ -40,20 +39,10 @@ def folder(tmp_path_factory) -> Path:
         (top / "photos" / kind).mkdir(parents=True)
         for file in sorted((birds / kind).iterdir())[:10]:
             shutil.copy(file, top / "photos" / kind / file.name)
-    for name, options in {
-        "good": {"backbone": "tf_efficientnet_lite0", "weights": str(data_root() / WEIGHTS)},
-        "random": {"backbone": "conv4", "width": 4},
-    }.items():
-        recipe = Recipe(dataset="folder", embedding_size=64, image_size=128, **options)
-        torch.manual_seed(0)
-        weights = {"weights": recipe.weights} if recipe.weights else {}
-        model = empty_model(recipe, 3, pretrained=False, **weights).eval()
-        source = str(top / f"{name}.pt")
-        known = {"name": "folder", "version": "", "image_hash": ""}
-        data = {"train": known | {"classes": ["a", "b"]}, "test": known | {"classes": ["c"]}}
-        Run(recipe, model, make_objective(recipe, 2), ["a", "b"], {"run": "small"}, data).save(
-            source
-        )
+    large = {"embedding_size": 64, "image_size": 128}
+    backbone = {"backbone": "tf_efficientnet_lite0", "weights": str(data_root() / WEIGHTS)}
+    for name, fields in {"good": backbone, "random": {}}.items():
+        model, source = open_model(save_model(top / f"{name}.pt", **large | fields))
         Index.build(model, top / "photos", source=source, path=top / f"{name}.index")
     return top
 
@@ -233,7 +222,6 @@ def test_no_variable_widens_what_is_served_and_uploads_go(folder, monkeypatch, t
 
 def test_many_photos_do_not_go_to_the_browser(folder, tmp_path):
     from see_nb.app import Catalogue, make_page
-    from see_nb.training.export import index_with_model
 
     index = index_with_model(folder / "random.index")
     shutil.copy(folder / "random.pt", tmp_path / "random.pt")

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from see_nb.data.benchmarks import Archive, extract, fetch, md5_of
+from see_nb.data.benchmarks import Archive, extract, fetch
+from see_nb.data.photos import hash_file
 from see_nb.errors import SeeError
 
 
@@ -63,7 +64,7 @@ def test_a_hostile_archive_is_refused_or_stays_inside(tmp_path, name):
     archive = pack(tmp_path / name, members, *more, mode=stat.S_IFLNK | 0o777)
     before = sorted(tmp_path.iterdir())
     try:
-        fetch(tmp_path / "a", Archive(name, md5_of(archive)), [tmp_path], "")
+        fetch(tmp_path / "a", Archive(name, hash_file(archive, "md5")), [tmp_path], "")
     except SeeError as error:
         assert "cannot be unpacked" in str(error)
     else:
@@ -100,7 +101,7 @@ assert sorted(p.name for p in (root / "birds").iterdir()) == ["1", "2"]
 
 
 def fetch_elsewhere(root: Path, seconds: float) -> subprocess.Popen:
-    md5 = md5_of(root / "birds.tgz")
+    md5 = hash_file(root / "birds.tgz", "md5")
     return subprocess.Popen([sys.executable, "-c", FETCH, root, md5, str(seconds)])
 
 
@@ -113,7 +114,7 @@ def test_an_extraction_killed_half_way_is_not_taken_for_whole(tmp_path):
     process.wait()
     assert (tmp_path / ".birds.part" / "birds" / "1").exists() and not (tmp_path / "birds").exists()
     (tmp_path / ".birds.part" / "birds" / "3").touch()
-    fetch(tmp_path / "birds", Archive(archive.name, md5_of(archive)), [tmp_path], "")
+    fetch(tmp_path / "birds", Archive(archive.name, hash_file(archive, "md5")), [tmp_path], "")
     assert sorted(p.name for p in (tmp_path / "birds").iterdir()) == ["1", "2"]
     assert not (tmp_path / ".birds.part").exists()
 

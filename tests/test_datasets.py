@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from conftest import photo
 from scipy.io import savemat
 
 from see_nb.data import benchmarks, drawings, folders
-from see_nb.data.benchmarks import BENCHMARKS, md5_of, read_cars, read_cub
+from see_nb.data.benchmarks import BENCHMARKS, read_cars
 from see_nb.data.datasets import (
     check_dataset,
     data_root,
@@ -25,22 +25,11 @@ from see_nb.data.datasets import (
     load_dataset,
     same_data,
 )
-from see_nb.data.photos import cache_photos
+from see_nb.data.photos import cache_photos, hash_file
 from see_nb.errors import SeeError
 from see_nb.training.splits import readable
 
-REAL_CUB = data_root() / "CUB_200_2011"
-needs_cub = pytest.mark.skipif(
-    not REAL_CUB.is_dir(), reason="CUB_200_2011 is not in the data root (set SEE_NB_DATA)"
-)
-
-
 # Miniatures: true file names and list formats, a few classes and photos, sizes patched to match
-
-
-def photo(path: Path, colour=(200, 60, 20), mode="RGB") -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new(mode, (24, 20), colour if mode == "RGB" else 128).save(path)
 
 
 def cub(root: Path) -> dict:
@@ -48,7 +37,7 @@ def cub(root: Path) -> dict:
     names = [f"{i:03d}.Bird_{i}" for i in range(1, 201)]
     paths = [f"{names[c - 1]}/Bird_{c:04d}_{k}.jpg" for c in (1, 2, 26, 101, 150) for k in range(3)]
     for i, path in enumerate(paths):
-        photo(folder / "images" / path, (i * 15, 100, 100), "L" if i == 0 else "RGB")
+        photo(folder / "images" / path, (i * 15, 100, 100))
     (folder / "classes.txt").write_text("".join(f"{i} {name}\n" for i, name in enumerate(names, 1)))
     (folder / "images.txt").write_text("".join(f"{i} {path}\n" for i, path in enumerate(paths, 1)))
     (folder / "image_class_labels.txt").write_text(
@@ -123,7 +112,7 @@ def mini(tmp_path, monkeypatch):
     def write(name, **options) -> Path:
         sizes, sums = MINIATURES[name](tmp_path, **options), {}
         if name == "cars196":
-            sums = {"cars_annos.mat": md5_of(tmp_path / "cars196" / "cars_annos.mat")}
+            sums = {"cars_annos.mat": hash_file(tmp_path / "cars196" / "cars_annos.mat", "md5")}
         small = replace(BENCHMARKS[name], sizes=sizes, list_md5=sums)
         monkeypatch.setitem(benchmarks.BENCHMARKS, name, small)
         return tmp_path
@@ -318,7 +307,7 @@ def packed(root: Path, name: str, monkeypatch) -> Path:
 
 def publish(name: str, archive: Path, monkeypatch) -> None:
     "Let the sum of an archive be the published one."
-    official = replace(BENCHMARKS[name].archive, md5=md5_of(archive))
+    official = replace(BENCHMARKS[name].archive, md5=hash_file(archive, "md5"))
     monkeypatch.setitem(benchmarks.BENCHMARKS, name, replace(BENCHMARKS[name], archive=official))
 
 
@@ -355,7 +344,8 @@ def test_a_wrong_checksum_is_told_and_nothing_deleted(mini, monkeypatch):
     content[len(content) // 2] ^= 1
     archive.write_bytes(content)
     published = BENCHMARKS["cub200"].archive.md5
-    with pytest.raises(SeeError, match=f"expected the MD5 {published}, got {md5_of(archive)}"):
+    there = hash_file(archive, "md5")
+    with pytest.raises(SeeError, match=f"expected the MD5 {published}, got {there}"):
         load_dataset("cub200", root)
     assert archive.read_bytes() == content and not (root / "CUB_200_2011").exists()
 
@@ -387,7 +377,7 @@ def test_what_cannot_be_had_says_what_to_put_where(tmp_path):
 def test_a_download_that_fails_half_way_is_no_archive(tmp_path, mini, monkeypatch):
     def download(url, folder, filename, md5):
         (Path(folder) / filename).write_bytes(b"half")
-        if md5_of(Path(folder) / filename) != md5:
+        if hash_file(Path(folder) / filename, "md5") != md5:
             raise RuntimeError("File not found or corrupted.")
 
     monkeypatch.setattr("torchvision.datasets.utils.download_url", download)
@@ -404,18 +394,7 @@ def test_a_download_that_fails_half_way_is_no_archive(tmp_path, mini, monkeypatc
     assert not list(tmp_path.glob(".*.part"))
 
 
-# The official lists of CUB
-
-
-@needs_cub
-def test_the_official_lists_of_cub_have_the_published_sizes():
-    frame = read_cub(REAL_CUB)
-    for split, size in BENCHMARKS["cub200"].sizes.items():
-        part = frame[frame.split == split]
-        assert (part.label.nunique(), len(part)) == size
-    numbers = frame.label.str[:3].astype(int)
-    assert (numbers.between(1, 100) == (frame.split == "train")).all()
-    assert (frame.path.str.split("/").str[1] == frame.label).all()
+# Where the photos are at hand
 
 
 @pytest.mark.parametrize("name", ["birds100", "cars196_train", "cub200_2010"])

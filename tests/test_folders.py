@@ -8,9 +8,9 @@ import warnings
 from pathlib import Path
 
 import pytest
+from conftest import photo
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
 
 from see_nb.data.datasets import check_dataset, load_dataset
 from see_nb.data.folders import OwnPhotos, list_folder
@@ -20,11 +20,6 @@ from see_nb.training.recipes import Recipe
 from see_nb.training.splits import Splits, load_split
 
 CLASSES = ["cup", "fork", "knife", "plate", "spoon", "wok"]
-
-
-def photo(path: Path, colour=(200, 60, 20), kind=None) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", (24, 20), colour).save(path, kind)
 
 
 @pytest.fixture

@@ -6,19 +6,17 @@ import random
 import shutil
 import signal
 import sqlite3
-import struct
 import sys
 import tempfile
 import threading
 import time
 import unicodedata
-import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import forked
+from conftest import empty_png, forked, photo, save_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -32,33 +30,14 @@ from see_nb.retrieval.database import Rows
 from see_nb.retrieval.index import Index
 from see_nb.training.export import open_model
 from see_nb.training.recipes import Recipe
-from see_nb.training.run import Run, empty_model, make_objective
-
-
-def picture(path: Path, seed: int, size: int = 40) -> Path:
-    "A small photo of noise."
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pixels = np.random.default_rng(seed).integers(0, 256, (size, size, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(path)
-    return path
-
-
-def save_model(path: Path, seed: int) -> Path:
-    "The checkpoint of a small network."
-    recipe = Recipe(dataset="folder", embedding_size=16, image_size=32, width=4)
-    torch.manual_seed(seed)
-    model = empty_model(recipe, 3, pretrained=False).eval()
-    known = {"name": "folder", "version": "", "image_hash": ""}
-    data = {"train": known | {"classes": ["a", "b"]}, "test": known | {"classes": ["c"]}}
-    Run(recipe, model, make_objective(recipe, 2), ["a", "b"], {"run": "small"}, data).save(path)
-    return path
+from see_nb.training.run import empty_model
 
 
 @pytest.fixture
 def album(tmp_path) -> Path:
     "Thirty photos of three classes."
     for i in range(30):
-        picture(tmp_path / "album" / f"kind {i % 3}" / f"{i}.png", i)
+        photo(tmp_path / "album" / f"kind {i % 3}" / f"{i}.png", i)
     return tmp_path / "album"
 
 
@@ -110,12 +89,12 @@ def test_only_what_is_new_or_changed_is_embedded(album, checkpoint, tmp_path, se
     assert len(seen) == 30
     seen.clear()
     for i in range(10):
-        picture(album / "kind 3" / f"new {i}.png", 100 + i)
+        photo(album / "kind 3" / f"new {i}.png", 100 + i)
     (album / "kind 0" / "0.png").unlink()
     (album / "kind 1" / "1.png").rename(album / "kind 2" / "renamed.png")
     os.utime(album / "kind 2" / "2.png")  # touched, with the same content
     shutil.copy(album / "kind 0" / "3.png", album / "copy.png")
-    picture(album / "kind 1" / "4.png", 200)  # another photo under an old name
+    photo(album / "kind 1" / "4.png", 200)  # another photo under an old name
     capsys.readouterr()
     call = ["index", "--photos", str(album), "--output", str(output)]
     assert main([*call, "--add"]) == 0
@@ -131,21 +110,11 @@ def test_only_what_is_new_or_changed_is_embedded(album, checkpoint, tmp_path, se
     np.testing.assert_allclose(added.embeddings[order], afresh.embeddings, atol=1e-6)
 
 
-def bomb(path: Path) -> None:
-    "A PNG of a few bytes that says it has 60,000 x 60,000 pixels."
-    chunk = lambda kind, data: (
-        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-    )
-    header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
-    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"0")) + chunk(b"IEND", b"")
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + body)
-
-
 def test_damaged_photos_are_named_and_counted(album, checkpoint, tmp_path, capsys):
     whole = (album / "kind 0" / "0.png").read_bytes()
     (album / "kind 0" / "cut.png").write_bytes(whole[:300])
     (album / "kind 0" / "text.jpg").write_text("not a photo")
-    bomb(album / "kind 1" / "bomb.png")
+    empty_png(album / "kind 1" / "bomb.png", 60_000, 60_000)
     assert make(album, checkpoint, tmp_path / "my.index") == 0
     said = capsys.readouterr()
     assert "30 embedded" in said.out and "3 damaged and left out" in said.out
@@ -213,7 +182,7 @@ def test_bad_input_is_one_line(album, checkpoint, tmp_path, capsys):
         "expected the model": ("index", "--photos", album, "--output", new),
         "there is no such file": ("index", "--photos", album, "--checkpoint", "/none.pt", "--output", new),
         "damaged, cut off or no checkpoint": ("index", "--photos", album, "--checkpoint", photo, "--output", new),
-        "has no config.json": ("index", "--photos", album, "--checkpoint", album, "--output", new),
+        "`see-nb export --folder` writes such a folder": ("index", "--photos", album, "--checkpoint", album, "--output", new),
         "there is no photo or folder /none": ("index", "--photos", "/none", "--checkpoint", checkpoint,
                                "--output", new),
         "below, got none": ("index", "--photos", tmp_path / "empty", "--checkpoint", checkpoint,
@@ -263,7 +232,7 @@ class Place:
     def __init__(self, top: Path, seed: int):
         self.top, self.number, self.chance = top / "place", 0, random.Random(seed)
         for i in range(4):
-            picture(self.photos / f"kind {i % 2}" / f"{i}.png", i, 8)
+            photo(self.photos / f"kind {i % 2}" / f"{i}.png", i, (8, 8))
         Index.build(Colours(), self.photos, image_size=32, path=self.output)
 
     output = property(lambda self: self.top / "my.index")
@@ -271,9 +240,7 @@ class Place:
     one = property(lambda self: self.chance.choice(sorted(self.photos.rglob("*.png"))))
 
     def draw(self):
-        picture(
-            self.photos / f"kind {self.chance.randrange(3)}" / f"{self.number}.png", self.number
-        )
+        photo(self.photos / f"kind {self.chance.randrange(3)}" / f"{self.number}.png", self.number)
 
     def copy(self):
         shutil.copy(self.one, self.photos / f"copy {self.number}.png")
@@ -282,7 +249,7 @@ class Place:
         self.one.rename(self.photos / f"renamed {self.number}.png")
 
     def change(self):
-        picture(self.one, 1000 + self.number, 8)
+        photo(self.one, 1000 + self.number, (8, 8))
 
     def delete(self):
         if len(list(self.photos.rglob("*.png"))) > 1:
@@ -346,13 +313,13 @@ def killed_while_adding(output: Path, photos: Path) -> None:
 
 def test_two_processes_add_at_random_and_no_row_is_lost(tmp_path):
     output, parts = tmp_path / "my.index", [tmp_path / "a", tmp_path / "b"]
-    picture(parts[0] / "first.png", 0, 8)
+    photo(parts[0] / "first.png", 0, (8, 8))
     Index.build(Colours(), parts[0], image_size=32, path=output)
 
     def work(part: Path, seed: int):
         index, chance = Index.load(output, Colours()), random.Random(seed)
         for i in range(25):
-            picture(part / f"{i}.png", 100 * seed + i, 8)
+            photo(part / f"{i}.png", 100 * seed + i, (8, 8))
             time.sleep(chance.random() / 50)
             index.add(part)
             if chance.random() < 0.2:
@@ -368,7 +335,7 @@ def test_two_processes_add_at_random_and_no_row_is_lost(tmp_path):
 def test_killed_half_way_the_same_command_goes_on(album, checkpoint, tmp_path, monkeypatch, capsys):
     output, model = tmp_path / "my.index", open_model(checkpoint)[0]
     for i in range(200):
-        picture(album / "more" / f"{i}.png", 1000 + i, 8)
+        photo(album / "more" / f"{i}.png", 1000 + i, (8, 8))
 
     def work():
         model.register_forward_hook(lambda *_: time.sleep(0.3))
@@ -392,7 +359,7 @@ def test_a_search_during_an_add_sees_the_old_or_the_new_photos(album, tmp_path):
     index = Index.build(Colours(), album, image_size=32, path=tmp_path / "my.index")
     old, query = contents(index), index.embeddings[:1].copy()
     for i in range(300):
-        picture(album / "a first folder" / f"{i}.png", 1000 + i, 8)
+        photo(album / "a first folder" / f"{i}.png", 1000 + i, (8, 8))
     adding = threading.Thread(
         target=lambda: Index.load(tmp_path / "my.index", Colours()).add(album)
     )
@@ -410,7 +377,7 @@ def test_a_search_during_an_add_sees_the_old_or_the_new_photos(album, tmp_path):
 def test_a_writer_waits_for_another_and_goes_on(album, tmp_path):
     output = tmp_path / "my.index"
     index = Index.build(Colours(), album, image_size=32, path=output)
-    picture(album / "new.png", 77)
+    photo(album / "new.png", 77)
     other = sqlite3.connect(output, check_same_thread=False, isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
     threading.Timer(2.5, lambda: other.execute("COMMIT")).start()
@@ -422,12 +389,12 @@ def test_index_and_training_see_the_same_photos(tmp_path, checkpoint):
     accents = unicodedata.normalize("NFD", "café")
     names = [f"{accents}/1.png", "b/2.gif", "b/3.jfif", "b/4.webp", "b/5.bmp"]
     for i, name in enumerate(names):
-        picture(top / "x.png", i).rename(top / "x")
+        photo(top / "x.png", i).rename(top / "x")
         (top / name).parent.mkdir(parents=True, exist_ok=True)
         Image.open(top / "x").save(top / name, format="JPEG" if name.endswith("jfif") else None)
     (top / "x").unlink()
-    picture(top / "b" / "@eaDir" / "thumb.png", 9)
-    picture(top / ".trash" / "old.png", 9)
+    photo(top / "b" / "@eaDir" / "thumb.png", 9)
+    photo(top / ".trash" / "old.png", 9)
     os.mkfifo(top / "b" / "pipe.png")
     shutil.copy(top / "b" / "5.bmp", os.fsencode(top) + b"/b/caf\xe9.bmp")
     (top / "b" / "film.xyz").write_text("no photo")
@@ -497,6 +464,13 @@ def test_rows_in_half_precision_are_of_length_1(album):
         model = empty_model(Recipe(embedding_size=16, image_size=32, width=4), 3, pretrained=False)
         index = Index.build(model.to(dtype), album)
         np.testing.assert_allclose(np.linalg.norm(index.embeddings, axis=1), 1, atol=1e-6)
+
+
+def test_a_choice_of_classes_does_not_say_that_a_photo_is_not_there(album):
+    index = Index.build(Colours(), album, image_size=32)
+    index.stored.note(threshold=0.9999)
+    found = index.search(album / "kind 1" / "1.png", 2, labels="kind 2")
+    assert found.similarity.max() < 0.9999 and not found.unknown().any()
 
 
 def test_an_approximate_index_says_what_it_finds(album, checkpoint, tmp_path, capsys):

@@ -23,7 +23,10 @@ WRONG = {
     "half a k": (lambda x, y: recall_at_k(x, y, ks=(1.5,)), "ks: expected whole numbers"),
     "one k": (lambda x, y: recall_at_k(x, y, ks=1), "ks: expected whole numbers"),
     "whole": (lambda x, y: recall_at_k(x.long(), y), "query: expected floating-point .*int64"),
-    "numpy": (lambda x, y: recall_at_k(x.numpy(), y), "query: expected .*, got ndarray"),
+    "numpy": (
+        lambda x, y: recall_at_k(x.numpy(), y),
+        "query: expected .* in a tensor, got float64",
+    ),
     "one vector": (lambda x, y: recall_at_k(x[0], y[0]), r"query: expected .*\(5,\)"),
     "no vector": (lambda x, y: recall_at_k(x[:0], y[:0]), "query: expected at least one embedding"),
     "labels twice": (lambda x, y: recall_at_k(x, y[:, None]), "query_labels: expected one label"),

@@ -4,16 +4,14 @@ import errno
 import io
 import os
 import signal
-import struct
 import time
 import warnings
-import zlib
 
 import numpy as np
 import pytest
 import torch
 import torchvision.transforms.v2  # noqa: F401  once, before the forks
-from conftest import forked
+from conftest import empty_png, forked
 from PIL import Image
 
 from see_nb.data import photos as photos_module
@@ -75,13 +73,7 @@ def test_a_white_that_is_not_known_is_refused_instead_of_black(tmp_path, name):
 
 @pytest.mark.parametrize("size", [(10_000, 10_000), (20_000, 20_000), (1, 10_000), (10_000, 1)])
 def test_a_picture_too_large_or_too_thin_is_not_decoded(tmp_path, size, monkeypatch):
-    header = struct.pack(">2I5B", *size, 1, 0, 0, 0, 0)
-    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(b"")), (b"IEND", b"")]
-    content = b"".join(
-        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-        for kind, data in chunks
-    )
-    (tmp_path / "bomb.png").write_bytes(b"\x89PNG\r\n\x1a\n" + content)
+    empty_png(tmp_path / "bomb.png", *size)
     monkeypatch.setattr("PIL.ImageFile.ImageFile.load", lambda *_: pytest.fail("it was decoded"))
     with (
         warnings.catch_warnings(),

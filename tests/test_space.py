@@ -1,41 +1,12 @@
 "Measures of the embedding space where they meet a training: what is watched is that of its epoch."
 
-import pytest
-import torch
-
-from see_nb.data.datasets import RetrievalDataset
 from see_nb.method.adapters import class_proxies
 from see_nb.retrieval.embedding import embed
 from see_nb.retrieval.space import space_measures
-from see_nb.training import splits
 from see_nb.training.recipes import Recipe
 from see_nb.training.training import train
 
 TINY = Recipe(width=4, embedding_size=12, epochs=2, batch_size=24, learning_rate=3e-2, validation=0)
-
-
-@pytest.fixture
-def tiny(monkeypatch):
-    "Noisy squares of 20 classes to train on, and of 30 others."
-    generator = torch.Generator().manual_seed(0)
-    squares = (
-        torch.randint(40, 216, (50, 1, 1, 4, 4), generator=generator)
-        .repeat_interleave(4, 3)
-        .repeat_interleave(4, 4)
-    )
-    images = (squares + torch.randint(-40, 41, (50, 8, 1, 16, 16), generator=generator)).to(
-        torch.uint8
-    )
-    parts = {}
-    for split, part in (("train", images[:20]), ("test", images[20:])):
-        labels = torch.arange(len(part)).repeat_interleave(8)
-        parts[split] = RetrievalDataset(
-            part.flatten(0, 1), labels, [f"{split} {i}" for i in range(len(part))], "tiny", split
-        )
-    monkeypatch.setattr(
-        splits, "load_dataset", lambda name, root=None, split="train", **options: parts[split]
-    )
-    return parts
 
 
 def test_each_epoch_of_a_watched_training_has_the_measures_of_that_epoch(tiny):

@@ -29,6 +29,7 @@ from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext, suppress
+from copy import copy
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from itertools import islice
@@ -41,7 +42,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from tqdm import tqdm
 
-from ..errors import SeeError, one_of
+from ..errors import SeeError, check_that, one_of
 from ..files import replacing
 
 # %% ../../nbs/data/01_photos.ipynb #c06
@@ -49,15 +50,14 @@ NO_PHOTOS = {"BUFR", "EPS", "FITS", "GRIB", "HDF5", "MPEG", "WMF"}  # Pillow kno
 
 
 @lru_cache(maxsize=1)
-def photo_endings() -> frozenset[str]:  # ".jpg", ".png", ...
+def photo_endings() -> set[str]:  # ".jpg", ".png", ...
     "Endings of the names of files that can be read here."
-    Image.init()
     with suppress(ImportError):
         import pillow_heif
 
         pillow_heif.register_heif_opener()
-    kinds = Image.registered_extensions().items()
-    return frozenset(e for e, kind in kinds if kind in Image.OPEN and kind not in NO_PHOTOS)
+    kinds = Image.registered_extensions().items()  # of all decoders of Pillow
+    return {ending for ending, kind in kinds if kind in Image.OPEN.keys() - NO_PHOTOS}
 
 # %% ../../nbs/data/01_photos.ipynb #c09
 SYSTEM = set(  # names, in small letters, that computers and network drives put among photos
@@ -284,9 +284,12 @@ def signature(path: str) -> list[int]:
     return [info.st_size, info.st_mtime_ns, info.st_ctime_ns]
 
 
-def hash_file(path: str) -> str:  # 32 hexadecimal digits
+def hash_file(
+    path: str | Path,
+    kind: str = "blake2b",  # or md5, which archives are published with
+) -> str:  # 32 hexadecimal digits
     "A name that the content of a file decides."
-    digest = hashlib.blake2b(digest_size=16)
+    digest = hashlib.blake2b(digest_size=16) if kind == "blake2b" else hashlib.new(kind)
     with open(path, "rb") as file:
         while block := file.read(1 << 20):
             digest.update(block)
@@ -314,9 +317,7 @@ RECENT = 2_000_000_000  # nanoseconds; a file changed since then may change agai
 def hash_photos(
     folder: Path,
     files: list[str],  # paths relative to it
-    known: Mapping[
-        str, Sequence
-    ] = {},  # file -> signature and hash, as this function returned them
+    known: Mapping[str, Sequence] = {},  # file -> signature and hash, as returned here before
 ) -> tuple[dict[str, list], dict[str, str]]:  # the same; file -> why it cannot be read
     "The content hash of each file; only a file that is new or has changed is read."
     started = time.time_ns()
@@ -407,8 +408,9 @@ class Photos:
 
     def select(self, indices: list[int]) -> "Photos":
         "Some of the photos, in this order."
-        some = Photos(self.folder, [self.files[i] for i in indices], self.memo)
-        if "hashes" in self.__dict__:
+        some = copy(self)
+        some.files = [self.files[i] for i in indices]
+        if "hashes" in vars(self):
             some.hashes = [self.hashes[i] for i in indices]
         return some
 
@@ -424,16 +426,19 @@ class Photos:
         return self.select(chosen.tolist())
 
 # %% ../../nbs/data/01_photos.ipynb #c28
-def find_damaged(photos: Photos) -> dict[int, str]:  # number of a photo -> why it cannot be read
+def find_damaged(
+    images: Photos | Tensor,  # of a tensor none is damaged
+) -> dict[int, str]:  # number of a photo -> why it cannot be read
     "Every photo that cannot be read, found in one pass."
 
     def problem(index: int) -> str | None:
         try:
-            photos.prepare(index)
+            images.prepare(index)
         except SeeError as error:
             return str(error)
 
-    problems = in_threads(range(len(photos)), problem, "decoding photos")
+    numbers = range(len(images)) if isinstance(images, Photos) else ()
+    problems = in_threads(numbers, problem, "decoding photos")
     return {index: text for index, text in enumerate(problems) if text}
 
 
@@ -514,9 +519,6 @@ class CachedPhotos(Photos):
     def identity(self) -> list:
         return [*self.made, *self.hashes]
 
-    def select(self, indices: list[int]) -> "CachedPhotos":
-        return CachedPhotos(super().select(indices), self.cache, self.made, self.room)
-
 # %% ../../nbs/data/01_photos.ipynb #c32
 def cache_photos(
     photos: Photos,
@@ -526,8 +528,7 @@ def cache_photos(
 ) -> CachedPhotos:
     "The same photos, each decoded and shrunk when it is first asked for."
     one_of("interpolation", interpolation, ("bicubic", "bilinear"))
-    if resize < 1:
-        raise SeeError(f"resize: expected a shorter side of at least 1 pixel, got {resize}.")
+    check_that(resize >= 1, "resize", resize, "a shorter side of at least 1 pixel")
     cache = Path(cache)
     photos = Photos(photos.folder, photos.files, photos.memo or cache)  # as they are now
     cached = CachedPhotos(photos, cache / "photos", (resize, interpolation))
@@ -553,14 +554,12 @@ def touched(path: Path) -> bool:
     return True
 
 # %% ../../nbs/data/01_photos.ipynb #c33
-def cached_files(folder: Path) -> list[tuple[float, int, Path]]:  # last used, bytes, path
+def cached_files(folder: Path) -> Iterator[tuple[float, int, Path]]:  # last used, bytes, path
     "What can be made again."
-    files = []
     for path in folder.rglob("*"):
         with suppress(OSError):  # another process may clear it
             if path.is_file():
-                files.append((path.stat().st_mtime, path.stat().st_size, path))
-    return files
+                yield path.stat().st_mtime, path.stat().st_size, path
 
 # %% ../../nbs/data/01_photos.ipynb #c33d
 def make_room(

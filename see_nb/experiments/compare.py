@@ -7,7 +7,6 @@ __all__ = ['SPREAD', 'recipe_for', 'seconds_of_run', 'plan_in_words', 'Compariso
            'rates_table', 'raw_features']
 
 # %% ../../nbs/experiments/03_compare.ipynb #c02
-import os
 import time
 from base64 import b64encode
 from collections.abc import Callable
@@ -43,7 +42,7 @@ from .statistics import levels_table, smallest_effect, with_interval
 from ..retrieval.pages import write_page
 from ..training.recipes import Recipe
 from ..training.results import read_rows
-from ..training.runs import run_recipes
+from ..training.runs import cores, run_recipes
 from ..training.training import prepare, start_processes
 
 # %% ../../nbs/experiments/03_compare.ipynb #c05
@@ -92,7 +91,7 @@ def plan_in_words(
     processes: int | None = None,  # at a time; None: one per core
 ) -> str:
     "How many runs there will be, how long they take, and what they can show."
-    n_runs, processes = n_recipes * (seeds + searches), processes or os.cpu_count()
+    n_runs, processes = n_recipes * (seeds + searches), processes or cores()
     hours = seconds * n_runs / processes / 3600
     spent = f"{hours:.1f} hours" if hours >= 1 else f"{60 * hours:.0f} minutes"
     search = f"up to {searches} runs each to find its rates on validation classes, then "

@@ -15,18 +15,13 @@ from itertools import product
 from pathlib import Path
 
 import pandas as pd
-import torch.nn.functional as F
 
 from ..baselines.registry import LOSSES, PAIRS
-from ..data.datasets import data_root
 from ..errors import one_of
-from ..retrieval.embedding import retrieval_metrics, weights_digest
-from ..training.features import crop_features
 from ..training.recipes import Recipe
 from ..training.results import append_row, machine
 from ..training.runs import run_recipes
-from ..training.splits import Splits, weights_file
-from ..training.run import empty_model
+from ..training.training import prepare, raw_metrics, start_processes
 
 # %% ../../nbs/experiments/00_plans.ipynb #c05
 QUICK = Recipe(dataset="glyphs", width=8, train_classes=144, epochs=6, validation=0)
@@ -338,16 +333,12 @@ def raw_row(
     root: str | Path | None = None,  # data root
 ) -> None:
     "What the backbone's features reach without any training."
-    splits, cache = Splits.load(recipe, root), data_root(root) / "cache"
-    raw = replace(recipe, frozen="backbone", warmup_epochs=0)
-    model = empty_model(raw, splits.channels, weights=weights_file(recipe, root)).eval()
-    splits.store(recipe, model.interpolation, False, cache)
-    dataset = splits.validation_set or splits.test_set
-    photos = crop_features(model, dataset, recipe.image_size, cache=cache)
-    features = F.normalize(photos.images.flatten(1).float(), dim=1)
-    facts = {name: getattr(recipe, name) for name in ("dataset", "backbone", "image_size")}
+    frozen = replace(recipe, frozen="backbone", warmup_epochs=0)
+    training = prepare(frozen, root, start_processes("no"))
+    splits, names = training.splits, ("dataset", "backbone", "image_size")
+    splits.test_set = splits.validation_set or splits.test_set
+    facts = {name: getattr(recipe, name) for name in names}
     run = " ".join(["raw", *map(str, facts.values()), *(["validation"] * bool(recipe.validation))])
     facts |= {"split": "validation classes" if recipe.validation else "test classes", "run": run}
-    facts |= {"embedding_size": features.shape[1], "weights_sha256": weights_digest(model.backbone)}
-    metrics = retrieval_metrics(features, photos)
-    append_row(facts | {"experiment": experiment} | metrics | machine(), output, unique="run")
+    facts |= {"experiment": experiment, "weights_sha256": training.begun["weights_sha256"]}
+    append_row(facts | raw_metrics(training) | machine(), output, unique="run")

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..data.folders import OwnPhotos, on_disk, real_paths
+from ..data.folders import OwnPhotos, no_photos, on_disk, real_paths
 from ..data.photos import Picture, hash_photos, printable
 from ..errors import SeeError
 from ..files import expanded
@@ -78,9 +78,7 @@ def list_photos(
                 listed[top, path] = label
     listed |= {os.path.split(f): "" for f in files if os.path.realpath(f) not in seen}
     if not listed:
-        names = ", ".join(map(printable, folders))
-        text = f"photos: expected photos in {names} or below, got none. {'. '.join(left_out)}"
-        raise SeeError(f"{text.strip()} Give the folder of your photos.")
+        raise no_photos(", ".join(map(printable, folders)), ". ".join(left_out))
     return listed, left_out
 
 # %% ../../nbs/retrieval/06_changes.ipynb #c10

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from ..data.datasets import RetrievalDataset, recall_ks
-from ..data.folders import OwnPhotos
+from ..data.folders import OwnPhotos, no_photos
 from ..data.photos import Crops, Photos, Picture, in_threads, read_photo, test_transform
 from ..errors import SeeError
 from see_nb.retrieval.metrics import (
@@ -43,8 +43,7 @@ def as_dataset(
     if isinstance(images, (str, Path)):
         own = OwnPhotos.of(images)
         if not own.found.photos:
-            text = f"photos: expected photos in {own.folder} or below, got none. {own.left_out}"
-            raise SeeError(f"{text.strip()} Give the folder of your photos.")
+            raise no_photos(own.folder, own.left_out)
         images = Photos(own.folder, own.found.photos)
     return RetrievalDataset(images, torch.zeros(len(images), dtype=torch.int64), [""])
 
@@ -244,14 +243,15 @@ def calibrate(
 ) -> Threshold:
     "The cosine of the nearest that tells best whether the class of a query is there."
     chosen = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))[:at_most]
-    there, away = [], []
-    for queries in chosen.split(256):
-        cosines = embeddings[queries] @ embeddings.T
-        cosines[torch.arange(len(queries)), queries] = -1
-        same = labels[queries, None] == labels
-        there.append(cosines.amax(1)[same.sum(1) > 1])
-        away.append(cosines.masked_fill_(same, -1).amax(1))
-    there, away = torch.cat(there).sort().values, torch.cat(away).sort().values
+    _, number, sizes = labels.unique(return_inverse=True, return_counts=True)
+    largest = int(sizes.max())  # so many neighbours hold one of another class
+    rankings = nearest(embeddings[chosen], embeddings, largest, own=chosen.numpy())
+    found = torch.from_numpy(np.concatenate(list(rankings)))
+    other = (number[found] != number[chosen, None]).int().argmax(1, keepdim=True)
+    to_any = (embeddings[chosen] * embeddings[found[:, 0]]).sum(1)
+    to_others = (embeddings[chosen] * embeddings[found.gather(1, other)[:, 0]]).sum(1)
+    there = to_any[sizes[number[chosen]] > 1].sort().values
+    away = to_others.sort().values
     cuts = torch.cat([there, away])
     known = 1 - torch.searchsorted(there, cuts) / max(len(there), 1)
     unknown = torch.searchsorted(away, cuts) / len(away)

@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..errors import SeeError
+from ..errors import SeeError, check_that
+from .metrics import unit_rows
 
 # %% ../../nbs/retrieval/03_space.ipynb #c07
 def _class_sums(embeddings: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -79,9 +80,8 @@ def proxy_cosines(
 ) -> tuple[Tensor, Tensor]:  # in [-1, 1], (N,) each
     "Cosine of each embedding to its own and to the nearest other proxy."
     own, other, p = [], [], F.normalize(proxies.detach(), dim=1)
-    for rows, of in zip(
-        embeddings.split(4096), labels.split(4096)
-    ):  # (N, C) at once can be gigabytes
+    # (N, C) at once can be gigabytes
+    for rows, of in zip(embeddings.split(4096), labels.split(4096)):
         cosines = rows @ p.T
         own.append(cosines.gather(1, of[:, None]).squeeze(1))
         other.append(cosines.scatter_(1, of[:, None], -torch.inf).amax(1))
@@ -137,31 +137,17 @@ def space_measures(
 
 def _check_space(embeddings: Tensor, labels: Tensor, proxies: Tensor | None) -> None:
     "Shapes, lengths, and enough of each."
-    if embeddings.ndim != 2 or labels.shape != embeddings.shape[:1]:
-        raise SeeError(
-            f"embeddings and labels: expected (N, D) and (N,), got {tuple(embeddings.shape)} and "
-            f"{tuple(labels.shape)}."
-        )
-    lengths = torch.linalg.vector_norm(embeddings.detach().float(), dim=1)
-    if not ((lengths - 1).abs() < 1e-2).all():
-        raise SeeError(
-            f"embeddings: expected unit vectors, got lengths from {lengths.min():.3g} to "
-            f"{lengths.max():.3g}. Call torch.nn.functional.normalize(x, dim=-1); if one is nan, "
-            "training has diverged."
-        )
-    n_each = labels.unique(return_counts=True)[1]
-    if len(n_each) < 2 or n_each.max() < 2:
+    rows = unit_rows(embeddings, "embeddings")
+    check_that(labels.shape == rows.shape[:1], "labels", labels, f"one a row, ({len(rows)},)")
+    counts = labels.unique(return_counts=True)[1].tolist()
+    if len(counts) < 2 or max(counts) < 2:
         raise SeeError(
             "labels: expected at least two classes, one of them with two embeddings, got "
-            f"{n_each.tolist()[:9]} embeddings per class."
+            f"{counts[:9]} embeddings per class."
         )
-    if proxies is not None and (
-        proxies.ndim != 2
-        or proxies.shape[1] != embeddings.shape[1]
-        or not 0 <= labels.min() <= labels.max() < len(proxies)
-    ):
-        raise SeeError(
-            f"proxies: expected (C, {embeddings.shape[1]}) with C > {labels.max()}, one per class, "
-            f"got {tuple(proxies.shape)}. `see_nb.method.adapters.class_proxies(loss)` gives those "
-            "of a loss."
-        )
+    if proxies is not None:
+        size, last = rows.shape[1], int(labels.max())
+        fits = proxies.ndim == 2 and proxies.shape[1] == size and labels.min() >= 0
+        remedy = "`see_nb.method.adapters.class_proxies(loss)` gives those of a loss."
+        expected = f"({last + 1} or more, {size}), one a class, with labels from 0"
+        check_that(fits and last < len(proxies), "proxies", proxies, expected, remedy)

@@ -23,7 +23,7 @@ from see_nb.data.datasets import (
     some_images,
     split_classes,
 )
-from ..data.duplicates import Copies, copies_in, find_copies, fingerprints
+from ..data.duplicates import Copies, copies_in, find_copies, shape_rows
 from see_nb.data.photos import (
     Photos,
     cache_photos,
@@ -140,7 +140,7 @@ class Parts:
         photos = self.test_set.images
         if not isinstance(photos, Photos):
             return
-        rows = fingerprints(photos)
+        rows = shape_rows(photos)
         if not self.test_set.gallery:
             self.copies = find_copies(photos, rows=rows)
         trained = [photos.files[i] for i in copies_in(photos, self.train_set.images, rows)]
