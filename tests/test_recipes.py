@@ -165,7 +165,7 @@ def test_presets_follow_the_published_code():
     assert half.learning_rate == pytest.approx(5e-6)
     with pytest.raises(SeeError, match="Did you mean 'cub200-deit_small-128'"):
         preset("cub200-deit-128")
-    with pytest.raises(SeeError, match="Recipe has no field los. Did you mean 'loss'"):
+    with pytest.raises(SeeError, match="Recipe has no field 'los'. Did you mean 'loss'"):
         preset("cub200-deit_small-128", los="triplet")
 
 

@@ -1,8 +1,10 @@
 "A plan of runs: on a pool, with submitit, and after a stop."
 
+import itertools
 from dataclasses import replace
 
 import pytest
+from PIL import Image
 
 from see_nb.errors import SeeError
 from see_nb.training.recipes import Recipe
@@ -52,6 +54,24 @@ def test_only_what_is_missing_is_run(tmp_path):
     first = run_recipes(PLAN[:1], path, processes=1)
     both = run_recipes(PLAN[:2], path, tmp_path / "checkpoints", processes=1)
     assert len(read_rows(path)) == 2 and first.run.iloc[0] in set(both.run)
+
+
+def test_the_same_recipe_on_other_photos_is_another_run(tmp_path, monkeypatch):
+    monkeypatch.setenv("SEE_NB_DATA", str(tmp_path / "home"))
+    path, checkpoints = tmp_path / "rows.jsonl", tmp_path / "checkpoints"
+    sizes = {"dataset": "folder", "image_size": 16, "batch_size": 4, "train_classes": 0}
+    recipe = replace(SMALL, **sizes)
+    for folder, label, i in itertools.product(("a", "b"), range(8), range(2)):
+        place = tmp_path / folder / str(label)
+        place.mkdir(parents=True, exist_ok=True)
+        colour = (30 * label, 99 * i, 250 * (folder == "b"))
+        Image.new("RGB", (32, 32), colour).save(place / f"{i}.png")
+    runs = [
+        run_recipes([recipe], path, checkpoints, root=tmp_path / folder, processes=1).run.tolist()
+        for folder in ("a", "b", "a")
+    ]
+    assert [len(run) for run in runs] == [1, 1, 1] and runs[0] == runs[2] != runs[1]
+    assert len(read_rows(path)) == 2 == len(list(checkpoints.glob("*.pt")))
 
 
 def test_a_wrong_recipe_ends_the_plan_with_its_own_words(tmp_path):

@@ -43,7 +43,7 @@ from ..retrieval.pages import write_page
 from ..training.recipes import Recipe
 from ..training.results import read_rows
 from ..training.runs import cores, run_recipes
-from ..training.training import prepare, start_processes
+from ..training.training import Prepared, start_processes
 
 # %% ../../nbs/experiments/03_compare.ipynb #c05
 def recipe_for(
@@ -71,7 +71,7 @@ def seconds_of_run(
     n_steps: int = 20,  # at most; five seconds of them are enough, too
 ) -> float:
     "How long a training takes when its data are ready, by its first steps; tests are not in it."
-    training = prepare(recipe, root, start_processes(recipe.precision))
+    training = Prepared(recipe, root, start_processes(recipe.precision)).training()
     training.begin_epoch()
     started, steps = time.perf_counter(), 0
     for images, labels in islice(training.loader, n_steps):

@@ -4,13 +4,11 @@
 
 # %% auto #0
 __all__ = ['STEP_BUDGET', 'BUDGETS', 'compared', 'peak_bytes', 'in_child', 'finished', 'noise_step', 'both_steps', 'step_cost',
-           'log_slope', 'rows_with', 'Budget', 'budget_table', 'processor']
+           'log_slope', 'rows_with', 'Budget', 'budget_table']
 
 # %% ../../nbs/experiments/04_cost.ipynb #c02
 import json
 import os
-import platform
-import re
 import subprocess
 import sys
 import tempfile
@@ -262,10 +260,3 @@ def budget_table(
     "Every budget of the project beside what was measured."
     columns = ["what", "budget", "measured", "quartiles", "rounds", "where", "verdict"]
     return pd.DataFrame([b.line(rows) for b in BUDGETS]).reindex(columns=columns).fillna("")
-
-# %% ../../nbs/experiments/04_cost.ipynb #c28
-def processor() -> str:
-    "The name of the CPU, where the system tells it."
-    listed = Path("/proc/cpuinfo")
-    named = re.search(r"model name\s*: (.*)", listed.read_text() if listed.exists() else "")
-    return named[1] if named else platform.processor() or platform.machine()

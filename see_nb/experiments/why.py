@@ -15,11 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..method.adapters import class_proxies
-from ..method.curriculum import ExpansionSchedule, select_closest
+from ..method.curriculum import select_closest
 from ..method.expansion import expand
 from ..method.proxy_anchor import anchor_logits, anchor_terms
 from ..retrieval.embedding import image_loader
 from ..training.recipes import Recipe
+from ..training.run import share_schedule
 from ..training.steps import ClassBatches
 
 # %% ../../nbs/experiments/11_why.ipynb #c05
@@ -184,8 +185,7 @@ def step_watch(
     recipe: Recipe,
 ) -> Callable[..., dict[str, float]]:  # a `watch` of `train`
     "Look at a training's own batches now and then: the mean of `step_measures`."
-    low = recipe.fraction if recipe.curriculum == "constant" else 0.0
-    schedule = ExpansionSchedule(recipe.epochs, low=low, high=recipe.fraction)
+    schedule = share_schedule(recipe)
 
     def measure(objective, epoch: int, z: Tensor, labels: Tensor, frames) -> dict[str, float]:
         loss = objective.loss if recipe.see else objective

@@ -6,7 +6,7 @@
 __all__ = ['PRESETS', 'SIZES', 'recipe_source', 'preset', 'machine_size', 'photo_recipe']
 
 # %% ../../nbs/training/03_presets.ipynb #c03
-from dataclasses import fields, replace
+from dataclasses import replace
 
 from ..errors import SeeError, near, one_of
 from .recipes import Recipe
@@ -80,9 +80,6 @@ def preset(
     if name not in PRESETS:
         form = f"{{{'|'.join(_STEPS)}}}-{{{'|'.join(_BACKBONES)}}}-SIZE"
         raise SeeError(f"preset: expected {form}, got {name!r}.{near(name, PRESETS)}")
-    known = [field.name for field in fields(Recipe)]
-    for unknown in set(changes) - set(known):
-        raise SeeError(f"preset: Recipe has no field {unknown}.{near(unknown, known)}")
     recipe = PRESETS[name]
     if "batch_size" in changes and "learning_rate" not in changes:
         changes["learning_rate"] = recipe.learning_rate * changes["batch_size"] / recipe.batch_size

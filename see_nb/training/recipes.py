@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CHECKED', 'Share', 'Factor', 'Count', 'LATER', 'GONE', 'IN_WORDS', 'AS_PUBLISHED', 'NetworkFields', 'LossFields',
            'StepFields', 'of_old', 'plain', 'in_a_sentence', 'readable', 'Recipe', 'check_together', 'misfits',
-           'misfits_of_see', 'nothing_expanded', 'recipe_from', 'cell', 'recipe_of', 'describe']
+           'misfits_of_see', 'recipe_from', 'cell', 'recipe_of', 'describe']
 
 # %% ../../nbs/training/02_recipes.ipynb #c03
 import functools
@@ -106,6 +106,11 @@ class StepFields(LossFields):
     validation: Annotated[float, Field(ge=0, le=0.95)] = 0.1
     seed: Annotated[int, Field(ge=0, le=2**63 - 1)] = 0  # of weights, batches, crops and frames
 
+    @property
+    def has_proxies(self) -> bool:
+        "Whether the loss learns proxies of the classes."
+        return LOSSES[self.loss].kind in (ONE, SEVERAL)
+
 # %% ../../nbs/training/02_recipes.ipynb #c06b
 LATER = {"margin": None}  # a field that old recipes lack, as it was then
 GONE = {"threshold": 0.0, "proxy_grad": True}  # fields that no row ever set otherwise
@@ -189,10 +194,8 @@ class Recipe(StepFields):
     @property
     def encoder_learns(self) -> bool:
         "`encoder_grad`, or what it is without a choice; True for a loss alone."
-        if self.encoder_grad is not None:
-            return self.encoder_grad
-        has_proxies = LOSSES[self.loss].kind in (ONE, SEVERAL)
-        return not (self.see and has_proxies)
+        chosen = self.encoder_grad
+        return not (self.see and self.has_proxies) if chosen is None else chosen
 
     @property
     def setting(self) -> str:
@@ -201,8 +204,8 @@ class Recipe(StepFields):
             return ""
         if self.encoder_learns:
             return "with the encoder"
-        fields_now = asdict(self) | {"encoder_grad": False}
-        return "as published" if AS_PUBLISHED.items() <= fields_now.items() else ""
+        settings = asdict(self) | {"encoder_grad": False}
+        return "as published" if AS_PUBLISHED.items() <= settings.items() else ""
 
     @property
     def method(self) -> str:
@@ -280,32 +283,31 @@ def misfits(recipe: StepFields) -> Iterator[str]:
 # %% ../../nbs/training/02_recipes.ipynb #c13a
 def misfits_of_see(recipe: StepFields) -> Iterator[str]:
     "There is room for the synthetics, and some are made."
-    k, size = recipe.n_expansion, recipe.embedding_size
+    k, size, epochs = recipe.n_expansion, recipe.embedding_size, recipe.epochs
     if k >= size:
         fewer = f"use n_expansion <= {size - 1}, or " if size > 1 else ""
         yield (
             f"embedding_size: {k} synthetics per source need at least {k + 1} (K + 1), got {size}. "
             f"Raise it, or {fewer}train without SEE."
         )
-    if found := nothing_expanded(recipe):
-        yield (
-            f"see: nothing would be expanded {found[0]}, so this would be the loss alone under the "
-            f"name of SEE. Use {found[1]}, or see=False (--no-see)."
-        )
-
-
-def nothing_expanded(recipe: StepFields) -> tuple[str, str] | None:  # why, and the remedy
-    "Whether no source is expanded in any epoch."
-    epochs, curriculum = recipe.epochs, recipe.curriculum
-    if not recipe.weight:
-        return "at weight 0", "a weight above 0"
-    if recipe.samples_per_class == 1 and LOSSES[recipe.loss].kind not in (ONE, SEVERAL):
-        return f"around one image of each class with loss {recipe.loss!r}", "samples_per_class=2"
-    where = f"in {epochs} epoch{'s' if epochs > 1 else ''} with curriculum {curriculum!r}"
-    if curriculum == "rising" and epochs == 1:  # the share begins at 0
-        return where, "more epochs or curriculum='constant'"
-    enough = recipe.fraction * recipe.batch_size >= 1
-    return None if enough else (where, "a larger fraction")
+    where = f"in {epochs} epoch{'s' if epochs > 1 else ''} with curriculum {recipe.curriculum!r}"
+    alone = recipe.samples_per_class == 1 and not recipe.has_proxies
+    nothing_expanded = (
+        (not recipe.weight, "at weight 0", "a weight above 0"),
+        (alone, f"around one image of each class with loss {recipe.loss!r}", "samples_per_class=2"),
+        (  # the share begins at 0
+            recipe.curriculum == "rising" and epochs == 1,
+            where,
+            "more epochs or curriculum='constant'",
+        ),
+        (recipe.fraction * recipe.batch_size < 1, where, "a larger fraction"),
+    )
+    for holds, why, remedy in nothing_expanded:
+        if holds:
+            yield (
+                f"see: nothing would be expanded {why}, so this would be the loss alone under the "
+                f"name of SEE. Use {remedy}, or see=False (--no-see)."
+            )
 
 # %% ../../nbs/training/02_recipes.ipynb #c18
 def recipe_from(
@@ -350,9 +352,6 @@ def describe(
     "A recipe as a readable table."
     import pandas as pd
 
-    default, changes = asdict(Recipe()), recipe.changes
-    rows = [
-        {"field": k, "value": v, "default": default[k], "changed": "*" if k in changes else ""}
-        for k, v in asdict(recipe).items()
-    ]
-    return pd.DataFrame(rows).set_index("field")
+    columns = {"value": asdict(recipe), "default": asdict(Recipe())}
+    table = pd.DataFrame(columns, dtype=object).rename_axis("field")
+    return table.assign(changed=["*" if name in recipe.changes else "" for name in table.index])

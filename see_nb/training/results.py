@@ -4,13 +4,15 @@
 
 # %% auto #0
 __all__ = ['CIRCUMSTANCES', 'row_line', 'finite', 'rows_in', 'append_row', 'check_writable', 'read_rows', 'row_as_now',
-           'report_rows', 'provenance', 'different_fields', 'pack_hits', 'hits_of', 'metrics_of', 'advice', 'machine']
+           'report_rows', 'provenance', 'different_fields', 'pack_hits', 'hits_of', 'metrics_of', 'advice', 'processor',
+           'machine']
 
 # %% ../../nbs/training/07_results.ipynb #c03
 import json
 import math
 import os
 import platform
+import re
 import subprocess
 import warnings
 from collections.abc import Iterator
@@ -173,7 +175,7 @@ def provenance(
 # %% ../../nbs/training/07_results.ipynb #c22
 CIRCUMSTANCES = {
     *("run", "experiment", "finished", "seconds", "images_per_second"),
-    *("hardware", "threads", "processes", "versions", "commit"),
+    *("hardware", "processor", "threads", "processes", "versions", "commit"),
 }
 
 
@@ -242,6 +244,13 @@ def advice(
     return f"{change}." + (f" {larger.capitalize()} may add more." if larger else "")
 
 # %% ../../nbs/training/07_results.ipynb #c25
+def processor() -> str:
+    "The name of the CPU, where the system tells it."
+    listed = Path("/proc/cpuinfo")
+    named = re.search(r"model name\s*: (.*)", listed.read_text() if listed.exists() else "")
+    return named[1] if named else platform.processor() or platform.machine()
+
+
 def machine() -> dict:
     "Hardware, versions and commit of a row."
     packages = {}
@@ -259,6 +268,7 @@ def machine() -> dict:
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
     return {
         "hardware": gpu or f"{platform.machine()} CPU, {os.cpu_count()} cores",
+        "processor": processor(),
         "threads": torch.get_num_threads(),
         "versions": packages,
         "commit": commit or "unknown",

@@ -17,7 +17,6 @@ import torch
 from see_nb.data.datasets import (
     RetrievalDataset,
     check_never_trained,
-    data_root,
     load_dataset,
     same_data,
     some_images,
@@ -129,6 +128,11 @@ class Parts:
         images = self.train_set.images
         return 3 if isinstance(images, Photos) else images.shape[1]
 
+    @property
+    def data_hash(self) -> str:
+        "What changes with any image, label or class of the two splits."
+        return "".join(part["image_hash"] for part in self.facts.values())
+
     def change(self, change: Callable[[RetrievalDataset], RetrievalDataset]) -> None:
         "The same change of every part."
         for name in ("train_set", "validation_set", "test_set"):
@@ -211,17 +215,16 @@ class Splits(Parts):
 
 # %% ../../nbs/training/05_splits.ipynb #c11b
 def weights_file(
-    recipe: Recipe,
-    root: str | Path | None = None,  # data root
+    weights: str,  # of a recipe
+    root: Path,  # data root
 ) -> Path | None:  # None: the recipe names none
     "The file with the backbone's weights: a path as given, or a name in the data root."
-    if not recipe.weights:
+    if not weights:
         return None
-    here, home = Path(recipe.weights).expanduser(), data_root(root)
-    for path in (here, home / recipe.weights):
+    for path in (Path(weights).expanduser(), root / weights):
         if path.is_file():
             return path
     raise SeeError(
-        f"weights: there is no file {recipe.weights}, neither here ({Path.cwd()}) nor in the data "
-        f"root ({home}). Give a path (--weights), or put it there."
+        f"weights: there is no file {weights}, neither here ({Path.cwd()}) nor in the data root "
+        f"({root}). Give a path (--weights), or put it there."
     )

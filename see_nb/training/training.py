@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Learner', 'cutting_processes', 'Epochs', 'Training', 'Output', 'run_epochs', 'raw_metrics', 'without_copies',
-           'nearest_hits', 'training_facts', 'make_row', 'start_processes', 'prepare', 'train', 'check_same_recipe']
+           'nearest_hits', 'training_facts', 'make_row', 'start_processes', 'Prepared', 'train', 'check_same_recipe']
 
 # %% ../../nbs/training/09_training.ipynb #c02
 import os
@@ -339,6 +339,7 @@ def training_facts(training: Training) -> dict:
     return {
         **training.run.recipe.columns(),
         **training.begun,
+        "data_hash": training.splits.data_hash,
         "frames": "independent",
         "split": "test classes, last epoch",
         "n_train": len(train_set),
@@ -396,45 +397,51 @@ def start_processes(
         return Accelerator(mixed_precision=precision, cpu=cpu, **options)
 
 # %% ../../nbs/training/09_training.ipynb #c20a
-def prepare(
-    recipe: Recipe,
-    root: str | Path | None,  # data root; the folder itself for the data set "folder"
-    accelerator: Accelerator,
-    run: Run | None = None,  # that goes on
-    *,
-    n_workers: int | None = None,  # processes that cut crops; None: 0 on a CPU, else up to 8
-    check: bool = True,  # decode every photo
-    checkpointing: bool = False,  # compute activations again in the backward pass
-    skip_damaged: bool = False,  # go on without photos that cannot be read
-    report: Path | None = None,  # file that lists them
-    copies: bool = False,  # look for copies among the test photos
-) -> Training:
-    "Data, model and loss of a training, at its start; the row says which weights it starts with."
-    home = data_root(None if recipe.dataset == "folder" else root)
-    with accelerator.main_process_first():  # what can be downloaded, made or unpacked is, once
-        splits = Splits.load(recipe, root, run and run.data)
-    torch.manual_seed(recipe.seed)
-    start = {"pretrained": recipe.pretrained, "checkpointing": checkpointing}
-    if not run:
-        start["weights"] = weights_file(recipe, home)
-    model = run.model if run else empty_model(recipe, splits.channels, **start)
-    with accelerator.main_process_first():
-        splits.store(recipe, model.interpolation, check, home / "cache", skip_damaged, report)
-    if copies and accelerator.is_main_process:
-        splits.find_copies()
-    published = recipe.weights or (recipe.pretrained and recipe.backbone != "conv4")
-    sha256 = weights_digest(model.backbone) if published and not run else ""
-    if not run:
-        classes = splits.train_set.classes
-        objective = make_objective(recipe, len(classes), model.n_features)
-        run = Run(recipe, model, objective, classes, {}, splits.facts)
-    run.model.to(accelerator.device), run.objective.to(accelerator.device)
-    if recipe.frozen:
+class Prepared:
+    "What a recipe is resolved into, once: data, model and loss of a training at its start."
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        root: str | Path | None,  # data root; the folder itself for the data set "folder"
+        accelerator: Accelerator,
+        run: Run | None = None,  # that goes on
+        *,
+        check: bool = True,  # decode every photo
+        checkpointing: bool = False,  # compute activations again in the backward pass
+        skip_damaged: bool = False,  # go on without photos that cannot be read
+        report: Path | None = None,  # file that lists them
+        copies: bool = False,  # look for copies among the test photos
+    ):
+        home = data_root(None if recipe.dataset == "folder" else root)
+        with accelerator.main_process_first():  # what is downloaded, made or unpacked is, once
+            splits = Splits.load(recipe, root, run and run.data)
+        torch.manual_seed(recipe.seed)
+        start = {"pretrained": recipe.pretrained, "checkpointing": checkpointing}
+        if not run:
+            start["weights"] = weights_file(recipe.weights, home)
+        model = run.model if run else empty_model(recipe, splits.channels, **start)
         with accelerator.main_process_first():
-            splits.take_features(model, recipe, home / "cache")
-    training = Training(run, splits, accelerator, n_workers)
-    training.begun["weights_sha256"] = sha256
-    return training
+            splits.store(recipe, model.interpolation, check, home / "cache", skip_damaged, report)
+        if copies and accelerator.is_main_process:
+            splits.find_copies()
+        published = recipe.weights or (recipe.pretrained and recipe.backbone != "conv4")
+        self.weights_sha256 = weights_digest(model.backbone) if published and not run else ""
+        if not run:
+            classes = splits.train_set.classes
+            objective = make_objective(recipe, len(classes), model.n_features)
+            run = Run(recipe, model, objective, classes, {}, splits.facts)
+        self.run, self.splits, self.accelerator = run, splits, accelerator
+        model.to(accelerator.device), run.objective.to(accelerator.device)
+        if recipe.frozen:
+            with accelerator.main_process_first():
+                splits.take_features(model, recipe, home / "cache")
+
+    def training(self, n_workers: int | None = None) -> Training:  # as of `Epochs`
+        "At its start; the row will say which weights that was."
+        training = Training(self.run, self.splits, self.accelerator, n_workers)
+        training.begun["weights_sha256"] = self.weights_sha256
+        return training
 
 # %% ../../nbs/training/09_training.ipynb #c21
 def train(
@@ -472,10 +479,10 @@ def train(
             check_same_recipe(run.recipe, recipe, source)
         if run and run.row:  # finished, but perhaps its row was not written
             return output.finish(run, new=False)
-        options = {"n_workers": n_workers, "check": check, "checkpointing": checkpointing}
-        options |= {"skip_damaged": skip_damaged, "copies": raw}
-        options |= {"report": place / "damaged.csv" if place else None}
-        training = prepare(recipe, root, accelerator, run, **options)
+        options = {"check": check, "checkpointing": checkpointing, "skip_damaged": skip_damaged}
+        options |= {"copies": raw, "report": place / "damaged.csv" if place else None}
+        prepared = Prepared(recipe, root, accelerator, run, **options)
+        training = prepared.training(n_workers)
         training.started -= time.perf_counter() - started  # preparing counts, too
         if state:
             training.restore(state, source)
