@@ -81,10 +81,9 @@ class Replay:
 
     def _number(self, labels: Tensor) -> int:
         "An encoder that runs again gives new embeddings, but its labels are mostly the same."
-        memory = lambda t: (t.untyped_storage()._cdata, t.storage_offset())
         alive = [known() for known, _ in self.kept]
-        same = [i for i, t in enumerate(alive) if t is not None and memory(t) == memory(labels)]
-        gone = [i for i, t in enumerate(alive) if t is None]
+        same = [i for i, known in enumerate(alive) if known is not None and known.is_set_to(labels)]
+        gone = [i for i, known in enumerate(alive) if known is None]
         return (same or gone or [-1])[-1]  # the last first, as in a backward pass
 
 # %% ../../nbs/method/04_see_loss.ipynb #c19
