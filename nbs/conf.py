@@ -36,7 +36,6 @@ html_copy_source = html_show_sphinx = html_use_index = False
 html_sidebars = {"**": ["navbar-logo.html", "sbt-sidebar-nav.html"]}
 html_theme_options = {"use_download_button": False, "use_fullscreen_button": False,
                       "show_toc_level": 2, "show_navbar_depth": 1}  # fmt: skip
-REFERENCE = "```{{eval-rst}}\n.. automodule:: {}\n   :members:\n```"
 
 
 def read_page(app, name: str, source: list[str]) -> None:
@@ -51,9 +50,8 @@ def read_page(app, name: str, source: list[str]) -> None:
         if not {"hide", "default_exp"} & flags.keys():
             text = re.sub(r"^#\|.*\n?", "", text, flags=re.M)
             silent = not text or flags.get("echo") == "false"
-            answer_first = name == "cli" or name.endswith("_report")
-            folded = answer_first or flags.get("code-fold") == "true"
-            folded = folded or "export" in flags and not name.startswith("method/")
+            folded = name == "cli" or name.endswith("_report") or "code-fold" in flags
+            folded |= "export" in flags and not name.startswith("method/")
             tags = ["remove-input"] if silent else ["hide-input"] if folded else []
             defined = ", ".join(re.findall(r"^(?:def|class) (\w+)", text, flags=re.M)) or "code"
             options = {"tags": tags, "mystnb": {"code_prompt_show": f"Show {defined}"}}
@@ -61,9 +59,8 @@ def read_page(app, name: str, source: list[str]) -> None:
     if module:
         text = "## Reference" + "".join(map(behind_a_click, *zip(*reference_of(module).items())))
         cells.append({"cell_type": "markdown", "id": "reference", "metadata": {}, "source": text})
-    # without the numbers of lines, the parser of the reference walks over 10,000 of them a cell
-    metadata = notebook["metadata"] | {"source_map": list(range(len(cells)))}
-    source[0] = json.dumps(notebook | {"cells": cells, "metadata": metadata})
+    notebook["metadata"]["source_map"] = list(range(len(cells)))  # else a cell counts 10,000 lines
+    source[0] = json.dumps(notebook | {"cells": cells})
 
 
 def behind_a_click(title: str, text: str) -> str:
@@ -74,7 +71,8 @@ def reference_of(module: str) -> dict[str, str]:  # title -> Markdown
     "All names of a module; of the program, what each command says today."
     if module != "cli":
         module = f"see_nb.{module}".removesuffix(".__init__")
-        return {f"All of {module}": REFERENCE.format(module)}
+        members = f"```{{eval-rst}}\n.. automodule:: {module}\n   :members:\n```"
+        return {f"All of {module}": members}
     os.environ["COLUMNS"], texts = "76", {}  # what a page is wide
     for name in COMMANDS:
         with contextlib.redirect_stdout(io.StringIO()) as said:
@@ -85,11 +83,10 @@ def reference_of(module: str) -> dict[str, str]:  # title -> Markdown
 
 def read_comments(app, what: str, name: str, thing, options, lines: list[str]) -> None:
     "Comments beside parameters, fields and results, as Sphinx wants them."
-    if what not in ("function", "method", "class"):
-        return
     lines[:] = [*map(escaped, lines), ""]
     with contextlib.suppress(TypeError, ValueError, OSError, SyntaxError):  # made at run time
-        for parameter, about in docments(thing, full=True).items():
+        found = docments(thing, full=True) if what in ("function", "method", "class") else {}
+        for parameter, about in found.items():
             if about.docment and parameter != "self":
                 field = "returns" if parameter == "return" else f"param {parameter}"
                 lines.append(f":{field}: {escaped(' '.join(about.docment.split()))}")

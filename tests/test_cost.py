@@ -61,32 +61,10 @@ def test_the_memory_of_synthetics_grows_as_their_number(rows, axis, fixed):
     assert 0.5 < log_slope(found[axis].tolist(), found.value.tolist())[0] < 1.1
 
 
-@pytest.fixture
-def report(root, tmp_path):
-    "Run a notebook of the costs as `see-nb reproduce` does in its quick preset; what it prints."
-
-    def run(name: str) -> str:
-        environment = {"SEE_NB_PRESET": "quick", "SEE_NB_OUTPUT": str(tmp_path)}
-        path = root / "nbs" / "experiments" / f"{name}.ipynb"
-        notebook = run_cells(path, tmp_path / f"{name}.ipynb", **environment)
-        outputs = [out for cell in notebook.cells for out in cell.get("outputs", [])]
-        return "\n".join(out.get("text") or out["data"].get("text/html", "") for out in outputs)
-
-    return run
-
-
-def test_quick_measures_nothing_and_the_report_shows_the_committed_rows(root, tmp_path, report):
-    report("cost_run")
-    assert not (tmp_path / "cost.jsonl").exists()
-    text = report("cost_report")
-    assert "results/cost.jsonl" in text
-    there = (root / "nbs" / "experiments" / "results" / "gpu.jsonl").exists()
-    assert ("results/gpu.jsonl" in text) == there == ("Not measured: no machine" not in text)
-
-
-def test_the_report_says_what_was_not_measured_and_what_failed(root, tmp_path, report):
-    committed = root / "nbs" / "experiments" / "results" / "cost.jsonl"
-    for row in map(json.loads, committed.read_text().splitlines()):
+def test_the_report_says_what_was_not_measured_and_what_failed(root, tmp_path):
+    folder = root / "nbs" / "experiments"
+    committed = (folder / "results" / "cost.jsonl").read_text()
+    for row in map(json.loads, committed.splitlines()):
         searched = row["what"] == "evaluation" and row.get("metric") == "Recall@K"
         if searched and row["dataset"] == "sop":
             measured = {"ratio", "ratio_low", "ratio_high", "value", "base_value", "rounds"}
@@ -97,7 +75,10 @@ def test_the_report_says_what_was_not_measured_and_what_failed(root, tmp_path, r
     gpu = {"experiment": "gpu checks", "device": "cuda", "hardware": "a GPU", "what": "waits"}
     counted = {"run": "waits, as published", "value": 5, "base_value": 2}
     append_row(gpu | counted, tmp_path / "gpu.jsonl")
-    text = report("cost_report")
+    place = {"SEE_NB_OUTPUT": str(tmp_path)}
+    notebook = run_cells(folder / "cost_report.ipynb", tmp_path / "report.ipynb", **place)
+    outputs = [out for cell in notebook.cells for out in cell.get("outputs", [])]
+    text = "\n".join(out.get("text") or out["data"].get("text/html", "") for out in outputs)
     for words in ("Rows: cost.jsonl", "did not finish in 150 s", "not measured in this run"):
         assert words in text
     assert "+3 (the loss alone: 2)" in text and "Not measured: no machine" not in text

@@ -254,18 +254,30 @@ def test_gradient_checkpointing_of_a_whole_step_changes_nothing(kind, own, reent
     torch.testing.assert_close(plain.values, again.values, rtol=1e-5, atol=1e-6)
 
 
+LABELS = {  # in how many forms they come: as given, and as the checkpointed function makes them
+    "of two views": (lambda y: y, lambda y: y),
+    "apart": (torch.clone, lambda y: y),
+    "short": (torch.Tensor.int, lambda y: y),
+    "a list": (torch.Tensor.tolist, lambda y: y),
+    "numpy": (torch.Tensor.numpy, lambda y: y),
+    "made inside": (lambda y: y, torch.clone),
+    "a column": (lambda y: y.clone()[:, None], lambda y: y.view(-1)),
+}
+
+
 @own_generator
-@pytest.mark.parametrize("same", [False, True])  # labels: as of two views of the same images
-def test_batches_that_are_checkpointed_together_keep_their_own_draws(own, same):
+@pytest.mark.parametrize("form", LABELS)
+def test_batches_that_are_checkpointed_together_keep_their_own_draws(own, form):
+    outside, inside = LABELS[form]
+
     def gradient(kept):
         model, see, _ = parts("encoder", own)
         see.set_epoch(5)
         torch.manual_seed(3)
-        call = lambda x, y: see(model(x), y)
-        batches = [(x, y if same else y.clone()) for x, y in images(3)]
-        value = sum(
-            checkpoint(call, x, y, use_reentrant=False) if kept else call(x, y) for x, y in batches
-        )
+        call = lambda x, y: see(model(x), inside(y))
+        whole = (lambda *batch: checkpoint(call, *batch, use_reentrant=False)) if kept else call
+        batches = [(x, outside(y)) for x, y in images(3)]
+        value = sum(whole(x, y) for x, y in batches)
         value.backward()
         after = torch.rand(3, generator=see.generator)
         return [p.grad for p in (*model.parameters(), *see.parameters())] + [after]
@@ -302,29 +314,6 @@ def test_labels_beyond_the_classes_are_told(name):
     for wrong in (y + 1, y - 1, y + 4_102_000_000):
         with pytest.raises(SeeError, match="labels: expected classes 0 to 5"):
             see(x[:, :D], wrong)
-
-
-def test_running_means_refuse_what_they_have_no_room_for():
-    x, y = images(1)[0]
-    see = SEELoss(losses.NTXentLoss(), 4, centers=RunningMeans(C, D))
-    for wrong in (y - 1, y + 1, y + 4_102_000_000):
-        with pytest.raises(SeeError, match="labels: expected classes 0 to 5"):
-            see(x[:, :D], wrong)
-    with pytest.raises(SeeError, match="the size of the loss's centers"):
-        see(x[:, :10], y)
-
-
-@pytest.mark.parametrize(
-    "words, options",
-    [
-        ("expected 'own' of ProxyAnchorLoss, got 'references'", {"place": "references"}),
-        ("centers: expected rows that are not zero", {"centers": torch.zeros(C, D)}),
-        ("centers: expected finite numbers", {"centers": torch.full((C, D), torch.nan)}),
-    ],
-)
-def test_options_that_cannot_work_are_told_at_construction(words, options):
-    with pytest.raises(SeeError, match=words):
-        SEELoss(losses.ProxyAnchorLoss(C, D), **options)
 
 
 def test_further_arguments_and_attributes_are_the_losss():

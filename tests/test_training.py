@@ -87,8 +87,6 @@ def test_the_networks_of_a_generator_learn_at_the_rate_of_the_head(name):
 
 
 def test_methods_of_one_seed_share_their_start_and_batches(tiny):
-    plain, zero = quick(SMALL, see=False), quick(SMALL, weight=0.0)
-    assert plain.metrics == zero.metrics and same(plain.model, zero.model)
     losses = [
         [epoch["loss"] for epoch in quick(SMALL, epochs=3, see=see).row["history"]]
         for see in (False, True)

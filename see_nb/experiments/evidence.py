@@ -10,6 +10,7 @@ __all__ = ['ABOVE', 'BELOW', 'EQUAL', 'UNEQUAL', 'SHORT', 'CLAIMS', 'PAPER_CLAIM
 
 # %% ../../nbs/experiments/12_evidence.ipynb #c02
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -18,6 +19,7 @@ import numpy as np
 import pandas as pd
 
 from ..baselines.registry import LOSSES
+from ..errors import SeeError
 from see_nb.experiments.plans import (
     AS_PUBLISHED,
     PAPER,
@@ -82,9 +84,12 @@ def _where(row: dict) -> str:
 def evidence_rows(
     committed: str | Path = "results",  # folder of the rows that come with the repository
 ) -> pd.DataFrame:  # one row per run
-    "The rows of the plan, from all its files."
-    names = ("evidence", "references", "paper")
-    rows = pd.concat([report_rows(f"{n}.jsonl", committed) for n in names], ignore_index=True)
+    "The rows of the plan, from all files that there are."
+    tables = []
+    for name in ("evidence", "references", "paper"):
+        with suppress(SeeError):  # not there yet
+            tables.append(report_rows(f"{name}.jsonl", committed))
+    rows = pd.concat(tables, ignore_index=True)
     planned = {loss for part in (PLAN | PAPER).values() for loss in part.losses}
     rows = rows[rows.loss.isin(planned) | rows.loss.isna()]
     return rows.assign(seed=rows.seed.fillna(0).astype(int))

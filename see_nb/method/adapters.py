@@ -50,6 +50,7 @@ def nearest_proxy(
     return own[torch.arange(len(own), device=own.device), nearest]
 
 # %% ../../nbs/method/05_adapters.ipynb #c20
+#| code-fold: true
 PLACES = {
     "own": "compares embeddings with proxies of its own: loss(synthetics, their labels)",
     "references": "compares embeddings with references: "
@@ -105,6 +106,7 @@ ADAPTERS |= dict.fromkeys(
 )
 
 # %% ../../nbs/method/05_adapters.ipynb #c23
+#| code-fold: true
 def adapter_of(
     loss: nn.Module,  # inside no wrapper
 ) -> Adapter:
@@ -163,6 +165,7 @@ def place_of(
     return place
 
 # %% ../../nbs/method/05_adapters.ipynb #c25
+#| code-fold: true
 def find_proxies(
     loss: nn.Module,  # innermost
 ) -> Tensor | None:  # (C, k, D), not normalised, with gradient; None if it keeps none

@@ -7,6 +7,7 @@ __all__ = ['class_centers', 'is_second_run', 'Replay', 'WrappedLoss', 'SecondTer
 
 # %% ../../nbs/method/04_see_loss.ipynb #c03
 #| code-fold: true
+import weakref
 from collections.abc import Callable
 from contextlib import contextmanager, nullcontext
 
@@ -58,26 +59,32 @@ class Replay:
     "What a generator gave to the last 32 batches: activation checkpointing brings them again."
 
     def __init__(self):
-        self.kept = []  # where a batch's labels are, and the generator's state
+        self.kept = []  # the labels of a batch, as long as they live, and the generator's state
+
+    def __reduce__(self):  # a copy begins anew
+        return Replay, ()
 
     @contextmanager
     def of(self, generator: torch.Generator, labels):
         "Within, a batch that comes again draws what it drew; after it, the generator goes on."
-        # an encoder that runs again gives new embeddings, but mostly its labels are the same
-        tensor = isinstance(labels, Tensor)
-        memory = labels.untyped_storage()._cdata if tensor else id(labels)
-        where = memory, labels.storage_offset() if tensor else 0
+        labels = labels if isinstance(labels, Tensor) else torch.empty(0)
         now, again = generator.get_state(), is_second_run()
         if not again:
-            self.kept = [*self.kept[-31:], (where, now)]
-        elif self.kept:  # the last first, as in a backward pass
-            same = [i for i, (kept, _) in enumerate(self.kept) if kept == where]
-            generator.set_state(self.kept.pop(same[-1] if same else -1)[1])
+            self.kept = [*self.kept[-31:], (weakref.ref(labels), now)]
+        elif self.kept:
+            generator.set_state(self.kept.pop(self._number(labels))[1])
         try:  # a second run is left by an exception when it has all that it needs
             yield
         finally:
             if again:
                 generator.set_state(now)
+
+    def _number(self, labels: Tensor) -> int:
+        "An encoder that runs again gives new embeddings, but its labels are mostly the same."
+        alive = [known() for known, _ in self.kept]
+        same = [i for i, known in enumerate(alive) if known is not None and known.is_set_to(labels)]
+        gone = [i for i, known in enumerate(alive) if known is None]
+        return (same or gone or [-1])[-1]  # the last first, as in a backward pass
 
 # %% ../../nbs/method/04_see_loss.ipynb #c19
 class WrappedLoss(nn.Module):
