@@ -347,17 +347,19 @@ class Datasets(Command):
 
         if self.name or self.action == "check":
             one_of("name", self.name, HOW_TO_GET)
-        if self.action == "check":
-            try:
-                print(check_dataset(self.name, self.root, decode=self.decode, damaged=self.damaged))
-            except SeeError as error:
-                print(f"see-nb: {error}", file=sys.stderr)
-                return 1
+        if self.action == "list":
+            for name, state in dataset_states(self.root).items():
+                if self.name in ("", name):
+                    print(
+                        name, *(f"  {key + ':':<7}{text}" for key, text in state.items()), sep="\n"
+                    )
             return 0
-        for name, state in dataset_states(self.root).items():
-            if self.name in ("", name):
-                print(name, *(f"  {key + ':':<7}{value}" for key, value in state.items()), sep="\n")
-        return 0
+        try:
+            print(check_dataset(self.name, self.root, decode=self.decode, damaged=self.damaged))
+            return 0
+        except SeeError as error:
+            print(f"see-nb: {error}", file=sys.stderr)
+            return 1
 
 # %% ../nbs/cli.ipynb #c14a
 @dataclass

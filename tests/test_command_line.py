@@ -14,11 +14,10 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import nbformat
-import numpy as np
 import pytest
+from conftest import photo
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from PIL import Image
 
 from see_nb.cli import COMMANDS, Command, Running, parse
 from see_nb.training.recipes import Recipe
@@ -130,14 +129,8 @@ def test_who_learns_is_a_switch():
 @pytest.fixture
 def album(tmp_path) -> Path:
     "Photos of twelve classes, four each."
-    colours = np.random.default_rng(0).integers(0, 200, (12, 3))
-    for label, colour in enumerate(colours):
-        (tmp_path / "photos" / f"kind {label}").mkdir(parents=True)
-        for i in range(4):
-            pixels = colour + np.random.default_rng(i).integers(0, 56, (90 + i, 100, 3))
-            Image.fromarray(pixels.astype(np.uint8)).save(
-                tmp_path / "photos" / f"kind {label}" / f"{i}.jpg"
-            )
+    for i in range(48):
+        photo(tmp_path / "photos" / f"kind {i // 4}" / f"{i % 4}.jpg", i, (100, 90))
     return tmp_path / "photos"
 
 
@@ -201,8 +194,8 @@ def test_your_own_photos_from_check_to_evaluation(see_nb_command, album, tmp_pat
     assert see_nb_command(*train).returncode == 2  # nothing is overwritten
     done = see_nb_command(*train, "--resume")
     assert done.returncode == 0 and len(read_rows(tmp_path / "run" / "results.jsonl")) == 1
-    photo = album / "kind 3" / "2.jpg"
-    photo.write_bytes(photo.read_bytes()[:200])
+    cut = album / "kind 3" / "2.jpg"
+    cut.write_bytes(cut.read_bytes()[:200])
     done = see_nb_command(*check)
     assert (
         done.returncode == 1

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import photo
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -64,10 +65,8 @@ def damaged(content: bytes, seed: int) -> bytes:
 def kitchen(tmp_path_factory) -> Path:
     "Four classes of two photos."
     folder = tmp_path_factory.mktemp("kitchen")
-    for name in ("cup", "fork", "knife", "wok"):
-        (folder / name).mkdir()
-        for i in range(2):
-            Image.new("RGB", (8, 6)).save(folder / name / f"{i}.png")
+    for path in PLACES:
+        photo(folder / path)
     return folder
 
 
@@ -151,10 +150,10 @@ def test_any_damage_of_a_photo(kind, seed):
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "photo"
         path.write_bytes(damaged(FILES[kind], seed))
-        photo = tried(read_photo, path, 16)
-        if photo is not None:
-            assert photo.dtype == torch.uint8 and photo.ndim == 3 and len(photo) == 3
-            height, width = photo.shape[1:]
+        pixels = tried(read_photo, path, 16)
+        if pixels is not None:
+            assert pixels.dtype == torch.uint8 and pixels.ndim == 3 and len(pixels) == 3
+            height, width = pixels.shape[1:]
             assert max(height, width) <= photos_module.LONGEST * min(height, width)
 
 
@@ -260,8 +259,7 @@ def album(tmp_path_factory) -> Path:
     "Three photos and their cache."
     folder = tmp_path_factory.mktemp("album")
     for i in range(3):
-        pixels = np.random.default_rng(i).integers(0, 256, (12, 9, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(folder / f"{i}.png")
+        photo(folder / f"{i}.png", i, (9, 12))
     check_photos(cache_photos(Photos(folder, ["0.png", "1.png", "2.png"]), 8, folder / "cache"))
     return folder
 

@@ -217,30 +217,21 @@ def lost_classes(found: Files) -> list[str]:
 # %% ../../nbs/data/02_folders.ipynb #c16c
 def check_layout(folder: Path, classes: list[str], found: Files) -> None:
     "A SeeError for a folder that is not one sub-folder per class."
-    loose = [path for path in found.photos if "/" not in path]
-    others = f", but {describe_files(found.unreadable())}" if found.unreadable() else ""
-    splits, lost = look_like_splits(classes), lost_classes(found)
-    for got, remedy in (
-        (
-            f"{len(loose)} images with no class ({first_of(loose)})" if loose else "",
-            "Move them into sub-folders, or write a labels.csv with the header path,label.",
-        ),
-        (
-            "" if found.photos else f"no photo{others}",
-            "Give the folder that holds one sub-folder per class.",
-        ),
-        (
-            f"{splits}, which look like splits" if splits else "",
-            "Put the classes side by side, or write a labels.csv with the header path,label,split.",
-        ),
-        (
-            f"no photo of {first_of(lost)} that can be read here" if lost else "",
-            "Save the photos as JPEG or PNG (`pip install pillow-heif` reads .heic), or move them "
-            "away.",
-        ),
-    ):
-        if got:
-            raise SeeError(f"{folder}: expected one sub-folder per class, got {got}. {remedy}")
+    got, lost = "", lost_classes(found)
+    if loose := [path for path in found.photos if "/" not in path]:
+        got = f"{len(loose)} images with no class ({first_of(loose)}). Move them into sub-folders, "
+        got += "or write a labels.csv with the header path,label."
+    elif not found.photos:
+        others = f", but {describe_files(found.unreadable())}" if found.unreadable() else ""
+        got = f"no photo{others}. Give the folder that holds one sub-folder per class."
+    elif splits := look_like_splits(classes):
+        got = f"{splits}, which look like splits. Put the classes side by side, or write a "
+        got += "labels.csv with the header path,label,split."
+    elif lost:
+        got = f"no photo of {first_of(lost)} that can be read here. Save the photos as JPEG or PNG "
+        got += "(`pip install pillow-heif` reads .heic), or move them away."
+    if got:
+        raise SeeError(f"{folder}: expected one sub-folder per class, got {got}")
 
 # %% ../../nbs/data/02_folders.ipynb #c16b
 def frame_of(**columns: Iterable[str]) -> pd.DataFrame:

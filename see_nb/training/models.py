@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SHORT_NAMES', 'WITHOUT_HUB', 'CLASSIFIERS', 'EmbeddingHead', 'cut_after', 'pixels_of', 'EmbeddingModel', 'Rest',
-           'conv4', 'timm_name', 'EverySecond', 'stride_first', 'timm_body', 'read_weights', 'of_backbone',
+           'conv4', 'timm_name', 'EverySecond', 'stride_first', 'timm_body', 'read_weights', 'fill', 'of_backbone',
            'load_weights', 'recompute_blocks', 'still_parts', 'create_model']
 
 # %% ../../nbs/training/01_models.ipynb #c03
@@ -20,7 +20,6 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ..errors import SeeError, check_that, near, one_of
-from .checkpoints import fill
 
 # %% ../../nbs/training/01_models.ipynb #c06
 class EmbeddingHead(nn.Sequential):
@@ -270,6 +269,20 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         ) from error
 
 # %% ../../nbs/training/01_models.ipynb #c28a
+def fill(
+    part,  # with `load_state_dict`: a module, an optimizer, a schedule
+    state: dict,  # name -> tensor, or whatever else it keeps
+    source: str,  # for the message
+    name: str,  # of the part, for the message
+) -> None:
+    "Load a state; a SeeError when it does not fit."
+    try:
+        part.load_state_dict(state)
+    except Exception as error:  # each has its own way to say no
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise SeeError(f"{source}: its {name} does not fit ({reason}).") from error
+
+
 def of_backbone(state: dict[str, Tensor], names: list[str]) -> dict[str, Tensor]:
     "The backbone's tensors alone, where a whole model was saved, or a training with a model in it."
     prefixes = {key.removesuffix(names[0]) for key in state if key.endswith(names[0])}
