@@ -291,6 +291,7 @@ class Compare(Command):
     searches: int = 8  # runs of each to find its rates; 0: the rates of the recipe
     margin: float = 0.5  # points of Recall@1 below which a difference does not matter
     processes: int = 0  # runs at a time; 0: one per core
+    skip_damaged: bool = False  # leave out photos that cannot be read; OUTPUT/damaged.csv has them
     launcher: Literal["local", "submitit"] = "local"  # submitit: on a SLURM cluster
     output: Path = Path("see-nb-compare")  # folder of rows, checkpoints and page
     show: bool = False  # say how many runs it takes and what they can show, and stop
@@ -306,11 +307,12 @@ class Compare(Command):
             from see_nb.experiments.evidence import tests_table
         recipes = self.recipes()
         if self.show:
-            seconds = seconds_of_run(next(iter(recipes.values())), self.root)
+            first, skip = next(iter(recipes.values())), self.skip_damaged
+            seconds = seconds_of_run(first, self.root, skip_damaged=skip)
             numbers = len(recipes), self.seeds, self.searches
             print(plan_in_words(*numbers, seconds, self.processes or None))
             return
-        names = ("seeds", "output", "searches", "margin", "root", "launcher")
+        names = ("seeds", "output", "searches", "margin", "root", "launcher", "skip_damaged")
         options = {name: getattr(self, name) for name in names}
         found = compare(recipes, processes=self.processes or None, **options)
         print(tests_table(found.tests()).to_string(index=False))
