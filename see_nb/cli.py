@@ -377,7 +377,8 @@ class Duplicates(Command):
         from see_nb.data.folders import OwnPhotos
 
         for path in filter(None, (self.csv, self.pictures)):
-            refuse_foreign(path)
+            if os.path.lexists(expanded(path)):
+                raise SeeError(f"{path}: is there. Remove it, or name another place.")
         own = OwnPhotos.of(self.photos)
         photos = own.photos(data_root() / "cache")
         copies = find_copies(photos, self.threshold)

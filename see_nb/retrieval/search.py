@@ -187,7 +187,7 @@ def make_faster(
     wanted.set_groundtruth(None, exact)
     space = faiss.ParameterSpace()
     space.initialize(index)
-    space.verbose, space.n_experiments = 0, 20
+    space.verbose, space.n_experiments = 0, 20 if space.n_combinations() > 20 else 0  # 0: all
     tried = space.explore(index, queries, wanted)
     points = [tried.optimal_pts.at(i) for i in range(tried.optimal_pts.size())]  # quick ones first
     point = next((point for point in points if point.perf >= ENOUGH), points[-1])
