@@ -524,8 +524,8 @@ PROXIES, PAIR = "ProxyAnchorLoss", "ContrastiveLoss"
 WRONG = [  # loss, options, what the call gets after embeddings and labels, words
     *((name, {}, (), ADAPTERS[type(make())].refused[:30]) for name, make in REFUSED.items()),
     (PROXIES, {"n_expansion": 2.5}, (), "n_expansion: expected an integer >= 1, got 2.5"),
-    (PROXIES, {"weight": math.inf}, (), "weight: .* finite number from 0 on, got inf"),
-    (PROXIES, {"weight": "a"}, (), "weight: .* finite number from 0 on, got 'a'"),
+    (PROXIES, {"weight": math.inf}, (), "weight: expected finite, from 0 on, got inf"),
+    (PROXIES, {"weight": "a"}, (), "weight: expected finite, from 0 on, got 'a'"),
     (PROXIES, {"fraction": math.nan}, (), "fraction: expected a share .* got nan"),
     (PROXIES, {"schedule": abs}, (), "schedule: expected a Schedule, got builtin"),
     (PAIR, {"expansion": lambda s, *_, **o: s[:, None, :5]}, (), "expansion: .* got .*10, 1, 5"),
