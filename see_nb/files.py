@@ -89,14 +89,17 @@ def replacing(
 WRITTEN = "written by see-nb"  # somewhere in each file that may be replaced
 
 
-def refuse_foreign(path: str | Path) -> None:
+def refuse_foreign(
+    path: str | Path,
+    mark: str = WRITTEN,  # what a file of ours holds
+) -> None:
     "A SeeError for a file, folder or device that this package did not write."
     path = expanded(path)
     if not os.path.exists(path) or (path.is_file() and not path.stat().st_size):
         return
     if path.is_file():
         with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text:
-            if text.find(WRITTEN.encode()) >= 0:
+            if text.find(mark.encode()) >= 0:
                 return
     what = "is there, and see-nb did not write it. Remove it, or name another place."
     raise SeeError(f"{path}: {what}")

@@ -203,6 +203,8 @@ def test_your_own_photos_from_check_to_evaluation(see_nb_command, album, tmp_pat
         and "kind 3/2.jpg" in done.stderr
     )
     assert see_nb_command(*check, "--no-decode").returncode == 0
+    done = see_nb_command(*check, "--damaged", photo(tmp_path / "mine.csv", kind="PNG"))
+    assert done.returncode == 1 and "mine.csv: is there, and see-nb did not write" in done.stderr
 
 
 @pytest.mark.parametrize("arguments", [["train", "--help"], ["datasets"]], ids=" ".join)

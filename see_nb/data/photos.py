@@ -43,7 +43,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..errors import SeeError, check_that, one_of
-from ..files import replacing
+from ..files import refuse_foreign, replacing
 
 # %% ../../nbs/data/01_photos.ipynb #c06
 NO_PHOTOS = {"BUFR", "EPS", "FITS", "GRIB", "HDF5", "MPEG", "WMF"}  # Pillow knows, but not decodes
@@ -468,6 +468,8 @@ def check_photos(
     report: Path | None = None,  # file that lists the damaged ones
 ) -> None:
     "Decode every photo; a SeeError for those that cannot be."
+    if report:
+        refuse_foreign(report, mark="path,reason")
     damaged = {photos.files[i]: text for i, text in find_damaged(photos).items()}
     refuse_damaged(damaged, len(photos), report)
 

@@ -12,7 +12,7 @@ from numbers import Integral, Real
 
 import torch
 from pytorch_metric_learning import losses
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
 from ..errors import SeeError, check_that
 from .adapters import find_proxies, layers, own_miner, unwrapped
@@ -24,24 +24,26 @@ from .running_means import MovingCenters
 # %% ../../nbs/method/11_checks.ipynb #c05
 def check_options(see: nn.Module) -> None:
     "Kinds and ranges, or a SeeError."
-    weight, share, schedule, rows = see.weight, see.fraction, see.schedule, see.centers
-    fits = isinstance(see.loss, nn.Module)
-    check_that(fits, "loss", see.loss, "a module, such as ProxyAnchorLoss(C, D)")
-    fits = isinstance(weight, Real) and 0 <= weight < math.inf
-    check_that(fits, "weight", weight, "a finite number of at least 0")
-    fits = isinstance(share, Real) and 0 <= share <= 1
-    check_that(fits, "fraction", share, "a share of the batch in [0, 1]")
-    fits = schedule is None or isinstance(schedule, Schedule)
-    check_that(fits, "schedule", schedule, "a Schedule")
+    weight, share, rows = see.weight, see.fraction, see.centers
+    some = isinstance(rows, Tensor)
+    for name, fits, expected in (
+        ("loss", isinstance(see.loss, nn.Module), "a module, such as ProxyAnchorLoss(C, D)"),
+        ("weight", isinstance(weight, Real) and 0 <= weight < math.inf, "finite, from 0 on"),
+        ("fraction", isinstance(share, Real) and 0 <= share <= 1, "a share of the batch in [0, 1]"),
+        ("schedule", isinstance(see.schedule, Schedule | None), "a Schedule"),
+        ("encoder_grad", see.encoder_grad in (None, True, False), "True, False or None"),
+        ("generator", isinstance(see.generator, Generator | None), "a torch.Generator"),
+        ("miner", see.miner is None or callable(see.miner), "a miner of the library"),
+        ("centers", some or rows is None or callable(rows), "(C, D), or a function of labels"),
+    ):
+        check_that(fits, name, getattr(see, name), expected)
     if any(isinstance(layer, type(see)) for layer in layers(see.loss)):
         raise SeeError("loss: it is a SEELoss already. Wrap the loss within, once.")
-    if not isinstance(rows, Tensor):
-        fits, expected = rows is None or callable(rows), "(C, D), or a function of labels"
-        return check_that(fits, "centers", rows, f"floating point {expected}")
-    fits = rows.ndim == 2 and rows.is_floating_point()
-    check_that(fits, "centers", rows, "floating point (C, D), a row for each class")
-    check_centers(rows, rows.shape)
-    check_that(bool(rows.any(-1).all()), "centers", rows, "rows that are not zero")
+    if some:
+        fits = rows.ndim == 2 and rows.is_floating_point()
+        check_that(fits, "centers", rows, "floating point (C, D), a row for each class")
+        check_centers(rows, rows.shape)
+        check_that(bool(rows.any(-1).all()), "centers", rows, "rows that are not zero")
 
 
 def check_epoch(epoch: int) -> None:

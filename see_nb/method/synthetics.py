@@ -55,7 +55,7 @@ class Expansion(nn.Module):
     def rows(self, batch: Batch, centers: Tensor, k: int) -> tuple[Tensor, Tensor]:
         "The synthetics one after the other, (N K, D), and the label of each source, (N K,)."
         made = self.synthetics(batch, centers, k)
-        fits = made.ndim == 3 and len(made) == len(centers)
+        fits = made.ndim == 3 and made.shape[::2] == centers.shape
         expected = f"synthetics ({len(centers)}, K, {centers.shape[1]}), one row of K per source"
         check_that(fits, "expansion", made, expected)
         return made.flatten(0, 1), batch.source_labels.repeat_interleave(made.shape[1])

@@ -55,7 +55,8 @@ def asked_for(
 def list_photos(
     photos: str | Path | Iterable,  # a folder, a photo, or several of these
     known: Iterable[str] = (),  # folders of an index, the oldest first: they keep their photos
-) -> tuple[dict[tuple[str, str], str], list[str]]:  # folder, path in it -> class; what is left out
+    left_out: list[str] | None = None,  # gets a sentence on each folder of which not all is taken
+) -> dict[tuple[str, str], str]:  # folder, path in it -> class
     "The photos that are meant, each once, by whichever path it is asked for."
     folders, files = asked_for(photos)
     tops = [folder for folder in known if os.path.isdir(folder)]
@@ -63,7 +64,7 @@ def list_photos(
         if not any(inside(folder, top) for top in tops):
             tops.append(folder)
     single = set(map(os.path.realpath, files))
-    listed, left_out, seen = {}, [], set()
+    listed, seen, left_out = {}, set(), [] if left_out is None else left_out
     for top in tops:
         if not any(inside(one, top) or inside(top, one) for one in folders + files):
             continue
@@ -79,7 +80,7 @@ def list_photos(
     listed |= {os.path.split(f): "" for f in files if os.path.realpath(f) not in seen}
     if not listed:
         raise no_photos(", ".join(map(printable, folders)), ". ".join(left_out))
-    return listed, left_out
+    return listed
 
 # %% ../../nbs/retrieval/06_changes.ipynb #c10
 @dataclass
@@ -193,7 +194,7 @@ def add_photos(
     "Look at files, embed contents that are new, and note all of it in one step."
     follow_moved(stored, asked_for(photos)[0])
     known = stored.known_photos()
-    listed, left_out = list_photos(photos, stored.folders().values())
+    listed = list_photos(photos, stored.folders().values(), left_out := [])
     looked, damaged = hash_listed(listed, known)
     embedded, complete = 0, False
     while not complete:  # again if another process has pruned in between

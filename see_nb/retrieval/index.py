@@ -59,7 +59,7 @@ def read_pictures(
     names, pictures = [], []
     for query in queries:
         if isinstance(query, (str, Path)):
-            paths = [os.path.join(*place) for place in list_photos(query)[0]]
+            paths = [os.path.join(*place) for place in list_photos(query)]
             names, pictures = names + paths, pictures + paths
         else:
             names, pictures = [*names, str(len(names))], [*pictures, query]

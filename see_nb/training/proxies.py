@@ -7,38 +7,27 @@ __all__ = ['SIMILARITY_BINS', 'proxy_similarity']
 
 # %% ../../nbs/training/08_proxies.ipynb #c02
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..method.adapters import class_proxies, unwrapped
+from ..retrieval.space import proxy_cosines
 
-# %% ../../nbs/training/08_proxies.ipynb #c04
+# %% ../../nbs/training/08_proxies.ipynb #c05
 SIMILARITY_BINS = torch.linspace(-1, 1, 81)
 
 
-def _histogram(values: Tensor) -> list[float]:
-    "Share of the values in each bin of SIMILARITY_BINS."
-    counts = torch.histogram(values.clamp(-1, 1).double(), SIMILARITY_BINS.double()).hist
-    return (counts / counts.sum()).tolist()
-
-# %% ../../nbs/training/08_proxies.ipynb #c05
 def proxy_similarity(
     embeddings: Tensor,  # unit rows, (N, D)
     labels: Tensor,  # (N,)
     objective: nn.Module,  # a loss, inside SEE or not
 ) -> dict[str, list[float]]:  # two histograms; empty for a loss without one proxy per class
-    "Cosine of embeddings to their own and to the nearest other proxy."
+    "Cosine of embeddings to their own and to the nearest other proxy: shares of SIMILARITY_BINS."
     try:
-        proxies = F.normalize(class_proxies(unwrapped(objective)).detach().float().cpu(), dim=-1)
+        proxies = class_proxies(unwrapped(objective)).detach().float().cpu()
     except ValueError:
         return {}
-    own, other = [], []
-    # (N, C) at once can be gigabytes
-    for rows, of in zip(embeddings.split(4096), labels.split(4096)):
-        similarity = rows @ proxies.T
-        own.append(similarity.gather(1, of[:, None]).squeeze(1))
-        other.append(similarity.scatter(1, of[:, None], -torch.inf).amax(1))
-    return {
-        "own_proxy_histogram": _histogram(torch.cat(own)),
-        "other_proxy_histogram": _histogram(torch.cat(other)),
-    }
+    bins, found = SIMILARITY_BINS.double(), {}
+    for name, cosines in zip(("own", "other"), proxy_cosines(embeddings, labels, proxies)):
+        counts = torch.histogram(cosines.clamp(-1, 1).double(), bins).hist
+        found[f"{name}_proxy_histogram"] = (counts / counts.sum()).tolist()
+    return found

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['ORDER', 'CROPS', 'NETWORK', 'FRAMES', 'CAUSES_OF_NAN', 'seeds_at', 'seed_step', 'images_of_classes', 'class_order',
-           'drawn_order', 'ClassBatches', 'gathered', 'Step', 'FirstBroken', 'rate_factors', 'make_optimizer']
+           'drawn_order', 'ClassBatches', 'gathered', 'Step', 'FirstBroken', 'rate_factor', 'make_optimizer']
 
 # %% ../../nbs/training/04_steps.ipynb #c03
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -207,22 +208,20 @@ class FirstBroken:
             )
 
 # %% ../../nbs/training/04_steps.ipynb #c25
-def rate_factors(
-    recipe: Recipe, steps: int
-) -> tuple[Callable[[int], float], Callable[[int], float]]:
-    "Of the rates at a step: with warm-up, for the backbone, and without."
-
-    def factor(step: int) -> float:
-        if recipe.schedule == "cosine":
-            return (1 + np.cos(np.pi * min(step / (recipe.epochs * steps), 1))) / 2
-        if recipe.schedule == "step":
-            return recipe.step_factor ** (step // steps // recipe.step_epochs)
-        return 1.0
-
-    def with_warmup(step: int) -> float:
-        return 0.0 if step < recipe.warmup_epochs * steps else factor(step)
-
-    return with_warmup, factor
+def rate_factor(
+    recipe: Recipe,
+    steps: int,  # per epoch
+    warmup: int,  # epochs at the start in which the rate is 0
+    step: int,
+) -> float:  # in [0, 1]
+    "What a rate is multiplied by at a step."
+    if step < warmup * steps:
+        return 0.0
+    if recipe.schedule == "cosine":
+        return (1 + np.cos(np.pi * min(step / (recipe.epochs * steps), 1))) / 2
+    if recipe.schedule == "step":
+        return recipe.step_factor ** (step // steps // recipe.step_epochs)
+    return 1.0
 
 
 def make_optimizer(
@@ -245,5 +244,5 @@ def make_optimizer(
     if recipe.schedule == "one_cycle":
         total = max(recipe.epochs * steps, 20)  # the rise takes some steps
         return optimizer, schedules.OneCycleLR(optimizer, rates, total_steps=total, pct_start=0.1)
-    with_warmup, factor = rate_factors(recipe, steps)
-    return optimizer, schedules.LambdaLR(optimizer, [with_warmup, factor, factor])
+    factors = [partial(rate_factor, recipe, steps, n) for n in (recipe.warmup_epochs, 0, 0)]
+    return optimizer, schedules.LambdaLR(optimizer, factors)

@@ -43,13 +43,13 @@ from see_nb.retrieval.embedding import (
     weights_digest,
 )
 from ..retrieval.metrics import nearest
-from .checkpoints import fill, read_checkpoint, save_checkpoint
-from .models import Rest
+from .checkpoints import read_checkpoint, save_checkpoint
+from .models import Rest, fill
 from .proxies import proxy_similarity
 from .recipes import Recipe
 from .results import append_row, check_writable, machine, pack_hits, row_line
-from .run import Run, empty_model, make_objective
-from .splits import Splits, weights_file
+from .run import Run, empty_model, make_objective, weights_file
+from .splits import Splits
 from .steps import ClassBatches, FirstBroken, Step, make_optimizer, seed_step
 
 # %% ../../nbs/training/09_training.ipynb #c10
@@ -413,7 +413,7 @@ class Prepared:
         report: Path | None = None,  # file that lists them
         copies: bool = False,  # look for copies among the test photos
     ):
-        home = data_root(None if recipe.dataset == "folder" else root)
+        home = data_root() if recipe.dataset == "folder" else data_root(root)
         with accelerator.main_process_first():  # what is downloaded, made or unpacked is, once
             splits = Splits.load(recipe, root, run and run.data)
         torch.manual_seed(recipe.seed)
