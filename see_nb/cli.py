@@ -291,7 +291,7 @@ class Compare(Command):
     searches: int = 8  # runs of each to find its rates; 0: the rates of the recipe
     margin: float = 0.5  # points of Recall@1 below which a difference does not matter
     processes: int = 0  # runs at a time; 0: one per core
-    skip_damaged: bool = False  # leave out photos that cannot be read; OUTPUT/damaged.csv has them
+    skip_damaged: bool = False  # leave out photos that cannot be read
     launcher: Literal["local", "submitit"] = "local"  # submitit: on a SLURM cluster
     output: Path = Path("see-nb-compare")  # folder of rows, checkpoints and page
     show: bool = False  # say how many runs it takes and what they can show, and stop
