@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Root', 'COMMANDS', 'PARSING', 'Command', 'Reproduce', 'GpuEvidence', 'recipe_options', 'first_recipe', 'Running',
-           'Train', 'show_metrics', 'without_damaged', 'Evaluate', 'Compare', 'Datasets', 'Duplicates', 'Cache',
-           'MakeIndex', 'index_to_fill', 'show_left_out', 'Search', 'Export', 'App', 'parse', 'start_of_train',
+           'Train', 'write_report', 'show_metrics', 'without_damaged', 'Evaluate', 'Compare', 'Datasets', 'Duplicates',
+           'Cache', 'MakeIndex', 'index_to_fill', 'show_left_out', 'Search', 'Export', 'App', 'parse', 'start_of_train',
            'show_warning', 'main']
 
 # %% ../nbs/cli.ipynb #c02
@@ -177,7 +177,7 @@ class Train(Command):
             show_metrics(run.metrics, run.row)
             print(f"The model is at {checkpoint}")
             if recipe.dataset == "folder":
-                self.write_report(run)
+                write_report(run, self.running.root, self.running.skip_damaged, self.output)
 
     def checked_recipe(self):  # a Recipe
         "The recipe; that of a preset with the rate for another batch size."
@@ -190,19 +190,24 @@ class Train(Command):
         start = asdict(preset(self.preset))
         return preset(self.preset, **dict(options.items() - start.items()))
 
-    def write_report(self, run) -> None:
-        "A page with curves and searches, where the library that draws them is installed."
-        if not find_spec("matplotlib"):
-            print('No report: it needs pip install "see-nb[notebooks]".', file=sys.stderr)
-            return
-        from see_nb.training.report import write_report
-        from see_nb.training.splits import load_split
+# %% ../nbs/cli.ipynb #c12c
+def write_report(
+    run,  # a training that is done
+    root: Path | None,  # of its photos
+    skip_damaged: bool,  # go on without photos that cannot be read
+    output: Path,  # folder
+) -> None:
+    "A page with curves and searches, where the library that draws them is installed."
+    if not find_spec("matplotlib"):
+        print('No report: it needs pip install "see-nb[notebooks]".', file=sys.stderr)
+        return
+    from see_nb.training import report
+    from see_nb.training.splits import load_split
 
-        test = load_split(run.recipe, self.running.root)
-        if self.running.skip_damaged:
-            test = without_damaged(test)
-        page = write_report(run, test, self.output / "report.html")
-        print(f"A report with pictures is at {page}")
+    test = load_split(run.recipe, root)
+    test = without_damaged(test) if skip_damaged else test
+    page = report.write_report(run, test, output / "report.html")
+    print(f"A report with pictures is at {page}")
 
 # %% ../nbs/cli.ipynb #c12a
 def show_metrics(
@@ -454,7 +459,7 @@ class MakeIndex(Command):
             export_rows(index, self.embeddings)
             print(f"The embeddings are at {self.embeddings}")
 
-
+# %% ../nbs/cli.ipynb #c16b
 def index_to_fill(
     output: Path,  # of the index
     photos: Sequence[Path],  # that it is to hold

@@ -163,7 +163,7 @@ def read_faster(stored: Rows, version: int) -> Faster | None:
         return None
     return Faster(index=faiss.deserialize_index(np.frombuffer(data, np.uint8)), **facts)
 
-
+# %% ../../nbs/retrieval/07_search.ipynb #c13b
 def make_faster(
     factory: str,  # of faiss: "IVF1024,Flat", "HNSW32", "OPQ16,IVF256,PQ16", ...
     rows: np.ndarray,  # unit rows, (N, D)
