@@ -50,7 +50,7 @@ def read_page(app, name: str, source: list[str]) -> None:
         if not {"hide", "default_exp"} & flags.keys():
             text = re.sub(r"^#\|.*\n?", "", text, flags=re.M)
             silent = not text or flags.get("echo") == "false"
-            folded = name == "cli" or name.endswith("_report") or "code-fold" in flags
+            folded = name == "cli" or name.endswith("_report") or "fold" in flags
             folded |= "export" in flags and not name.startswith("method/")
             tags = ["remove-input"] if silent else ["hide-input"] if folded else []
             defined = ", ".join(re.findall(r"^(?:def|class) (\w+)", text, flags=re.M)) or "code"

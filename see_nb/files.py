@@ -138,7 +138,7 @@ def locked(path: Path) -> Iterator[None]:
     finally:
         lock.release()
 
-
+# %% ../nbs/files.ipynb #c16b
 @contextmanager
 def claimed(
     path: Path,  # of a lock file; a file beside it holds the name

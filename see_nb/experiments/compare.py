@@ -69,9 +69,11 @@ def seconds_of_run(
     recipe: Recipe,
     root: str | Path | None = None,  # data root
     n_steps: int = 20,  # at most; five seconds of them are enough, too
+    **options,  # of `Prepared`: skip_damaged, ...
 ) -> float:
     "How long a training takes when its data are ready, by its first steps; tests are not in it."
-    training = Prepared(recipe, root, start_processes(recipe.precision)).training()
+    accelerator = start_processes(recipe.precision)
+    training = Prepared(recipe, root, accelerator, **options).training()
     training.begin_epoch()
     started, steps = time.perf_counter(), 0
     for images, labels in islice(training.loader, n_steps):
@@ -139,6 +141,7 @@ def compare(
     say: Callable[[str], object] = print,
     processes: int | None = None,  # as many runs at a time; None: one per core
     root: str | Path | None = None,  # data root
+    skip_damaged: bool = False,  # go on without photos that cannot be read
     **options,  # of `run_recipes`: launcher, ...
 ) -> Comparison:
     "Find the rates of each, train all with the same seeds, and test; what is there stays."
@@ -146,10 +149,12 @@ def compare(
         recipes = {recipe.method: recipe for recipe in recipes}
     _check(recipes, seeds)
     results, folder = Path(output) / "results.jsonl", Path(output) / "checkpoints"
-    options |= {"processes": processes, "root": root}
-    there = read_rows(results)
-    first = next(iter(recipes.values()))
-    seconds = there.seconds.median() if len(there) else seconds_of_run(first, root)
+    options |= {"processes": processes, "root": root, "skip_damaged": skip_damaged}
+    there, first = read_rows(results), next(iter(recipes.values()))
+    if len(there):
+        seconds = there.seconds.median()
+    else:
+        seconds = seconds_of_run(first, root, skip_damaged=skip_damaged)
     say(plan_in_words(len(recipes), seeds, searches, seconds, processes))
 
     def search(trials: list[Recipe]) -> pd.DataFrame:

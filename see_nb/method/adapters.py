@@ -8,7 +8,6 @@ __all__ = ['PLACES', 'ADAPTERS', 'batch_means', 'nearest_proxy', 'Adapter', 'ada
            'own_miner', 'shared_processes', 'rows_of_all']
 
 # %% ../../nbs/method/05_adapters.ipynb #c03
-#| code-fold: true
 import copy
 import inspect
 from collections import OrderedDict
@@ -50,7 +49,6 @@ def nearest_proxy(
     return own[torch.arange(len(own), device=own.device), nearest]
 
 # %% ../../nbs/method/05_adapters.ipynb #c20
-#| code-fold: true
 PLACES = {
     "own": "compares embeddings with proxies of its own: loss(synthetics, their labels)",
     "references": "compares embeddings with references: "
@@ -70,7 +68,6 @@ class Adapter:
     refused: str = ""  # why there is no place
 
 # %% ../../nbs/method/05_adapters.ipynb #c21
-#| code-fold: true
 _LOSSES = (  # place, where the proxies are, names in the library without their "Loss"
     ("own", "proxies", "ProxyAnchor ProxyNCA"),
     ("own", "W.T", "ArcFace CosFace LargeMarginSoftmax NormalizedSoftmax SphereFace"),
@@ -106,7 +103,6 @@ ADAPTERS |= dict.fromkeys(
 )
 
 # %% ../../nbs/method/05_adapters.ipynb #c23
-#| code-fold: true
 def adapter_of(
     loss: nn.Module,  # inside no wrapper
 ) -> Adapter:
@@ -133,7 +129,6 @@ def unwrapped(loss: nn.Module) -> nn.Module:
     return layers(loss)[-1]
 
 # %% ../../nbs/method/05_adapters.ipynb #c24
-#| code-fold: true
 def place_of(
     loss: nn.Module,  # innermost
     place: str | None = None,  # one of PLACES, if the caller says so
@@ -165,7 +160,6 @@ def place_of(
     return place
 
 # %% ../../nbs/method/05_adapters.ipynb #c25
-#| code-fold: true
 def find_proxies(
     loss: nn.Module,  # innermost
 ) -> Tensor | None:  # (C, k, D), not normalised, with gradient; None if it keeps none
@@ -225,7 +219,6 @@ def second_term(
     return loss(rows, names, pairs)
 
 # %% ../../nbs/method/05_adapters.ipynb #c37
-#| code-fold: true
 _HOOKS = "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"
 
 
@@ -285,7 +278,6 @@ def split_output(output, loss: nn.Module) -> tuple[Tensor, tuple]:
     return value, tuple(rest)
 
 # %% ../../nbs/method/05_adapters.ipynb #c46
-#| code-fold: true
 def own_miner(loss: nn.Module) -> nn.Module | None:
     "The outermost miner that a wrapper keeps in `.miner`."
     miners = (getattr(layer, "miner", None) for layer in layers(loss))

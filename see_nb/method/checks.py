@@ -28,11 +28,7 @@ def check_options(see: nn.Module) -> None:
     some = isinstance(rows, Tensor)
     for name, fits, expected in (
         ("loss", isinstance(see.loss, nn.Module), "a module, such as ProxyAnchorLoss(C, D)"),
-        (
-            "weight",
-            isinstance(weight, Real) and 0 <= weight < math.inf,
-            "a finite number from 0 on",
-        ),
+        ("weight", isinstance(weight, Real) and 0 <= weight < math.inf, "finite, from 0 on"),
         ("fraction", isinstance(share, Real) and 0 <= share <= 1, "a share of the batch in [0, 1]"),
         ("schedule", isinstance(see.schedule, Schedule | None), "a Schedule"),
         ("encoder_grad", see.encoder_grad in (None, True, False), "True, False or None"),

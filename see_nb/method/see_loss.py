@@ -6,7 +6,6 @@
 __all__ = ['class_centers', 'is_second_run', 'Replay', 'WrappedLoss', 'SecondTerm', 'SEELoss']
 
 # %% ../../nbs/method/04_see_loss.ipynb #c03
-#| code-fold: true
 import weakref
 from collections.abc import Callable
 from contextlib import contextmanager, nullcontext

@@ -185,7 +185,7 @@ def hash_listed(
     seen, damaged = hash_photos(Path(), list(places), before)
     return {places[path]: [listed[places[path]], *seen[path]] for path in seen}, damaged
 
-
+# %% ../../nbs/retrieval/06_changes.ipynb #c14b
 def add_photos(
     stored: Rows,
     photos: str | Path | Iterable,  # a folder, a photo, or several of these
@@ -238,7 +238,7 @@ def empty_folder(top: str, below: str) -> str:  # "" if there is none
     held = os.path.isdir(above) and any(not name.startswith(".") for name in os.listdir(above))
     return "" if held else above
 
-
+# %% ../../nbs/retrieval/06_changes.ipynb #c17b
 def drop_gone(
     stored: Rows,
     forget: Iterable[str] = (),  # folders whose photos are dropped without a look

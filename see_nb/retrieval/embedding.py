@@ -51,12 +51,12 @@ def as_dataset(
 def crop_size(
     model: nn.Module,  # an EmbeddingModel has an `image_size`
     images: Photos | Tensor,
-    image_size: int | None,  # None: the model's own for photos, and images of a tensor as they are
+    image_size: int | None,  # none: the model's own for photos, and images of a tensor as they are
 ) -> int:  # in pixels; 0: no crop
     "How large the middle crop of each image is."
-    if image_size is not None or not isinstance(images, Photos):
+    if not isinstance(images, Photos):
         return image_size or 0
-    size = getattr(model, "image_size", None)
+    size = image_size or getattr(model, "image_size", None)
     if not size:
         raise SeeError(
             "image_size: photos have many sizes and the model has none of its own; expected the "
@@ -152,7 +152,7 @@ def embed(
     model: nn.Module,  # images -> rows (B, D)
     images: RetrievalDataset | Photos | Tensor | str | Path,  # N images; a path: of a folder
     *,
-    image_size: int | None = None,  # of the middle crop; 0: none; None: the model's own, for photos
+    image_size: int | None = None,  # of the middle crop; none: the model's own, for photos
     batch_size: int = 256,  # images at once
     accelerator: Accelerator | None = None,  # shares the work; all its processes must call
     call: Callable[[Tensor], Tensor] | None = None,  # a part of the model; None: all of it

@@ -111,11 +111,10 @@ class Searcher:
         if model is not None:
             self.use(model)
 
-    def use(self, model: nn.Module) -> "Searcher":
+    def use(self, model: nn.Module) -> None:
         "Take the model that made the rows."
         refuse_other(self.stored, model)
         self.model = model
-        return self
 
     def refresh(self) -> State:
         "What the file holds now; it is read again only if its photos have changed."

@@ -50,7 +50,7 @@ def photo_figure(
     caption = f"<figcaption>{escape(printable(caption))}</figcaption>"
     return f'<figure class="{frame}" title="{place}">{picture}{caption}</figure>'
 
-
+# %% ../../nbs/retrieval/04_pages.ipynb #c06b
 def neighbour_strip(
     query: str,  # path; "" leaves the query itself out
     own: str,  # its class; "" where it is not known

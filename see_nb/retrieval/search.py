@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['NOT_HERE', 'ENOUGH', 'MANY', 'Found', 'found_as_json', 'found_as_text', 'beside', 'Faster', 'keep_faster',
-           'read_faster', 'make_faster', 'refuse_search', 'numbers_of', 'State', 'in_order', 'put_first']
+           'read_faster', 'make_faster', 'refuse_search', 'numbers_of', 'State', 'by_cosine', 'put_first']
 
 # %% ../../nbs/retrieval/07_search.ipynb #c03
 import json
@@ -163,7 +163,7 @@ def read_faster(stored: Rows, version: int) -> Faster | None:
         return None
     return Faster(index=faiss.deserialize_index(np.frombuffer(data, np.uint8)), **facts)
 
-
+# %% ../../nbs/retrieval/07_search.ipynb #c13b
 def make_faster(
     factory: str,  # of faiss: "IVF1024,Flat", "HNSW32", "OPQ16,IVF256,PQ16", ...
     rows: np.ndarray,  # unit rows, (N, D)
@@ -250,7 +250,7 @@ class State:
         if self.faster:
             _, found = self.faster.index.search(queries, k)
         if found.min() >= 0:  # else it looked into too few cells to find k
-            similarity, found = in_order(queries, self.embeddings, found)
+            similarity, found = by_cosine(queries, self.embeddings, found)
         else:
             similarity, found = knn(queries, self.embeddings, k)
         for number, own in enumerate(map(self.number_of.get, names)):
@@ -259,7 +259,7 @@ class State:
         return similarity, found
 
 # %% ../../nbs/retrieval/07_search.ipynb #c19
-def in_order(queries: np.ndarray, rows: np.ndarray, found: np.ndarray):  # as of `knn`
+def by_cosine(queries: np.ndarray, rows: np.ndarray, found: np.ndarray):  # as of `knn`
     "Neighbours by their true cosines, for an index that compresses rows."
     similarity = np.einsum("qd,qkd->qk", queries, rows[found])
     order = np.argsort(-similarity, axis=1, kind="stable")
