@@ -83,7 +83,7 @@ class GpuEvidence(Command):
 # %% ../nbs/cli.ipynb #c10
 @lru_cache(maxsize=1)
 def recipe_options() -> type:
-    "The fields of a recipe as options, for which recipes are imported only when they are asked for."
+    "The fields of a recipe as options; recipes are imported only when they are asked for."
     from see_nb.training.recipes import Recipe
 
     @dataclass(frozen=True)
