@@ -13,6 +13,7 @@ import gzip
 import lzma
 import os
 import shutil
+import sys
 import tarfile
 import zipfile
 import zlib
@@ -46,6 +47,12 @@ def unpack(
                 allow(member.file_size)
             content.extractall(folder)
         return
+    if not hasattr(tarfile, "data_filter"):  # Python 3.10.12 and 3.11.4 brought it
+        version = sys.version.split()[0]
+        raise SeeError(
+            f"{archive}: Python {version} cannot unpack it safely. Take a later one (3.10.12, "
+            "3.11.4, 3.12 or above), or unpack it by hand."
+        )
     with tarfile.open(archive) as content:
         for member in content:
             allow(member.size)
