@@ -38,7 +38,7 @@ def finished(name: str, recalls: tuple[float, ...], ks=(1, 2, 4, 8), **changes) 
 
 def test_the_main_table_is_what_the_rows_say(tmp_path, monkeypatch):
     good = finished("cub200-deit_small-128", (0.70, 0.73, 0.71))
-    wrong = ({"epochs": 2}, {"weight": 0.3}, {"allow_incomplete": True})
+    wrong = ({"epochs": 2}, {"weight": 0.3}, {"width": 8})
     wrong = [finished("cub200-deit_small-128", (0.99,), **changes)[0] for changes in wrong]
     one = finished("inshop-resnet50-512", (0.9,), (1, 10, 20, 30), see=False)
     here, output = tmp_path / "nbs" / "experiments", tmp_path / "runs" / "a"

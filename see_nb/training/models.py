@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SHORT_NAMES', 'CLASSIFIERS', 'EmbeddingHead', 'cut_after', 'pixels_of', 'EmbeddingModel', 'Rest', 'conv4',
            'timm_name', 'EverySecond', 'stride_first', 'timm_body', 'read_weights', 'fill', 'of_backbone',
-           'load_weights', 'recompute_blocks', 'still_parts', 'create_model']
+           'load_weights', 'still_parts', 'create_model']
 
 # %% ../../nbs/training/01_models.ipynb #c03
 import argparse
@@ -298,17 +298,6 @@ def load_weights(body: nn.Module, path: str | Path) -> None:
     fill(body, state, f"weights: {path}", "content")
 
 # %% ../../nbs/training/01_models.ipynb #c30
-def recompute_blocks(body: nn.Module, name: str) -> None:
-    "Let the blocks of a backbone recompute their activations."
-    try:
-        body.set_grad_checkpointing()
-    except (AttributeError, AssertionError) as error:  # AssertionError: timm's way to say no
-        raise SeeError(
-            f"checkpointing: {name} has no blocks to recompute. Use checkpointing=False, or "
-            "another backbone."
-        ) from error
-
-
 def still_parts(
     body: nn.Module,
     batch_norms: str,  # train, eval or frozen
@@ -332,7 +321,6 @@ def create_model(
     width: int = 16,  # of conv4's first block
     channels: int = 3,  # of the images; 1 or 3, any number for conv4
     image_size: int | None = None,  # pixels a side, where it is not the backbone's own
-    checkpointing: bool = False,  # recompute activations in the backward pass: less memory
     frozen: str = "",  # up to which child the backbone stays as it is; "backbone": all of it
 ) -> EmbeddingModel:  # images (B, channels, H, W) -> unit embeddings (B, D)
     "A backbone with the head of the recipes."
@@ -352,7 +340,5 @@ def create_model(
         facts["image_size"] = image_size or config["input_size"][-1]
     if weights is not None:
         load_weights(body, weights)
-    if checkpointing:
-        recompute_blocks(body, backbone)
     facts["still"] = still_parts(body, batch_norms)
     return EmbeddingModel(body, n_features, embedding_size, **facts)

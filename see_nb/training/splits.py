@@ -21,7 +21,7 @@ from see_nb.data.datasets import (
     some_images,
     split_classes,
 )
-from ..data.duplicates import Copies, copies_in, find_copies, shape_rows
+from ..data.duplicates import copies_in, find_copies, shape_rows
 from see_nb.data.photos import (
     Photos,
     cache_photos,
@@ -43,7 +43,7 @@ def load_split(
     trained: dict | None = None,  # facts of the training split of a trained model
 ) -> RetrievalDataset:
     "A part of the recipe's data set; of the training classes, as many as the recipe wants."
-    options = {"allow_incomplete": recipe.allow_incomplete}
+    options = {}
     if recipe.dataset == "folder" and trained and trained["name"] == "folder":
         options["train_classes"] = trained["classes"]
     elif recipe.dataset == "folder":
@@ -74,14 +74,14 @@ def some_classes(dataset: RetrievalDataset, recipe: Recipe) -> RetrievalDataset:
 # %% ../../nbs/training/05_splits.ipynb #c10a
 def with_cached_photos(
     part: RetrievalDataset,
-    size: int,  # shorter side in pixels; 0: photos are decoded each time
+    size: int,  # shorter side in pixels
     interpolation: str,  # between pixels
     cache: Path,  # folder
 ) -> RetrievalDataset:
     "The same part, its photos and those of its gallery kept in the cache."
     if part.gallery:
         part.gallery = with_cached_photos(part.gallery, size, interpolation, cache)
-    if not size or not isinstance(part.images, Photos):
+    if not isinstance(part.images, Photos):
         return part
     return part.with_images(cache_photos(part.images, size, cache, interpolation))
 
@@ -119,7 +119,6 @@ class Parts:
     test_set: RetrievalDataset
     validation_set: RetrievalDataset | None = None
     facts: dict = field(default_factory=dict)  # of both splits as they were loaded, for checkpoints
-    copies: Copies | None = None  # among the test photos, once they are looked for
 
     @property
     def channels(self) -> int:
@@ -138,22 +137,24 @@ class Parts:
             if part := getattr(self, name):
                 setattr(self, name, change(part))
 
-    def find_copies(self) -> None:
-        "Look for copies among the test photos; warn of those that are trained on."
+    def warn_of_copies(self) -> None:
+        "Warn of test photos that have a copy among the training photos, or among themselves."
         photos = self.test_set.images
         if not isinstance(photos, Photos):
             return
         rows = shape_rows(photos)
+        found = {"the training photos": copies_in(photos, self.train_set.images, rows)}
         if not self.test_set.gallery:
-            self.copies = find_copies(photos, rows=rows)
-        trained = [photos.files[i] for i in copies_in(photos, self.train_set.images, rows)]
-        if trained:
-            warnings.warn(
-                f"{self.test_set.name}: {len(trained):,} of the {len(photos):,} test photos have a "
-                f"copy among the training photos ({first_of(trained)}), so that the result is "
-                "better than on new photos. `see-nb duplicates` lists copies; keep one of each.",
-                stacklevel=3,
-            )
+            found["themselves"] = find_copies(photos, rows=rows).concerned()
+        for others, copies in found.items():
+            if copies:
+                warnings.warn(
+                    f"{self.test_set.name}: {len(copies):,} of the {len(photos):,} test photos "
+                    f"have a copy among {others} ({first_of([photos.files[i] for i in copies])}), "
+                    "so the result is better than on new photos. `see-nb duplicates` lists "
+                    "copies; keep one of each.",
+                    stacklevel=3,
+                )
 
 # %% ../../nbs/training/05_splits.ipynb #c11
 class Splits(Parts):
@@ -184,20 +185,17 @@ class Splits(Parts):
         self,
         recipe: Recipe,
         interpolation: str,  # between pixels, of the model
-        check: bool,  # decode every photo also without a cache
         cache: Path,  # folder
         skip_damaged: bool = False,  # go on without photos that cannot be read
         report: Path | None = None,  # file that lists them
     ) -> None:
-        "Photos go through the cache, or are checked; all that are damaged are told at once."
+        "Photos go through the cache; all that are damaged are told at once."
         if not isinstance(self.train_set.images, Photos):
             return
         size, damaged = shorter_side(recipe.image_size), {}
-        size = size if recipe.resize < 0 else recipe.resize
         self.change(lambda part: with_cached_photos(part, size, interpolation, cache))
         n = sum(len(part) for part in (self.train_set, self.validation_set, self.test_set) if part)
-        if size or check:
-            self.change(lambda part: readable(part, damaged))
+        self.change(lambda part: readable(part, damaged))
         refuse_damaged(damaged, n, report, skip_damaged)
 
     def take_features(self, model: EmbeddingModel, recipe: Recipe, cache: Path) -> None:
