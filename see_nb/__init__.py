@@ -45,10 +45,10 @@ _NAMES = {  # module -> what it gives
     "training.training": ["train"],
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names}
-_all_ = ["ExpansionSchedule", "Index", "Recipe", "SEELoss", "SeeError",
-         "ThresholdSchedule", "create_model", "embed", "evaluate", "expand", "expand_reference",
-         "load_dataset", "load_model", "mean_average_precision_at_r", "mmd_centers",
-         "recall_at_k", "select_closest", "train"]  # fmt: skip
+_all_ = ["ExpansionSchedule", "Index", "Recipe", "SEELoss", "SeeError", "ThresholdSchedule",
+         "create_model", "embed", "evaluate", "expand", "expand_reference", "load_dataset",
+         "load_model", "mean_average_precision_at_r", "mmd_centers", "recall_at_k",
+         "select_closest", "train"]  # fmt: skip
 
 # %% ../nbs/front_door.ipynb #c04
 def __getattr__(name: str):

@@ -304,7 +304,7 @@ def onnx_difference(
         worst = max(worst, float(np.abs(got - expected).max()))
     return worst
 
-
+# %% ../../nbs/training/12_export.ipynb #c19x
 def export_onnx(
     model: EmbeddingModel,
     path: str | Path,  # of the graph, ending in .onnx

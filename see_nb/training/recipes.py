@@ -172,7 +172,7 @@ AS_PUBLISHED = {  # the fields that make SEE the published method
     "encoder_grad": False,
 }
 
-
+# %% ../../nbs/training/02_recipes.ipynb #c09x
 @dataclass(**CHECKED)
 class NamedFields(StepFields):
     "What a recipe is called."

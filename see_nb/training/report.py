@@ -53,9 +53,9 @@ def search_all(
 
 
 def bad_searches(s: Searches, n: int = 4) -> list[int]:  # numbers of queries
-    "Queries whose nearest neighbour is of another class and most similar."
-    wrong = np.flatnonzero(~s.hit[:, 0])
-    return wrong[np.argsort(-s.similarity[wrong, 0], kind="stable")][:n].tolist()
+    "Queries whose nearest is of another class and most similar; then those nearest to that."
+    first, hit = s.similarity[:, 0], s.hit[:, 0]
+    return np.lexsort((np.where(hit, first, -first), hit))[:n].tolist()
 
 # %% ../../nbs/training/11_report.ipynb #c06b
 def confusion_matrix(
@@ -77,7 +77,7 @@ def class_table(confusions: pd.DataFrame) -> pd.DataFrame:  # class -> photos, r
     table = pd.DataFrame({"photos": photos, "recall_at_1": recall})
     return table[photos > 0].sort_values("recall_at_1", kind="stable")
 
-
+# %% ../../nbs/training/11_report.ipynb #c06bx
 def confused_classes(
     confusions: pd.DataFrame,
     n: int = 10,
@@ -140,7 +140,7 @@ def searches_html(chosen: list[int], s: Searches, dataset: RetrievalDataset) -> 
     for q in chosen:
         found = [(paths[i], names[i], cosine) for i, cosine in zip(s.found[q], s.similarity[q])]
         strips.append(neighbour_strip(paths[q], names[q], found, 240))
-    return "<br>".join(strips) or "<p>None.</p>"
+    return "<br>".join(strips)
 
 # %% ../../nbs/training/11_report.ipynb #c12
 def write_searches(
@@ -169,7 +169,7 @@ def write_searches(
     body = "\n".join(f"<h2>{name}</h2>{html}" for name, html in parts.items() if html)
     return write_page(page, title, body)
 
-
+# %% ../../nbs/training/11_report.ipynb #c12x
 def write_report(
     run: Run,
     dataset: RetrievalDataset,  # the test photos

@@ -57,7 +57,7 @@ def empty_model(
     model.interpolation = recipe.interpolation or model.interpolation
     return model
 
-
+# %% ../../nbs/training/15_run.ipynb #c05x
 def first_model(
     recipe: Recipe,
     channels: int,  # of the images

@@ -76,7 +76,7 @@ def class_order(
     drawn = [members[labels[image]] for image in order]  # from all images of the same class
     return [int(images[int(len(images) * chance)]) for images, chance in zip(drawn, chances)]
 
-
+# %% ../../nbs/training/04_steps.ipynb #c09x
 def drawn_order(
     labels: np.ndarray,  # of the training images, (N,)
     recipe: Recipe,
