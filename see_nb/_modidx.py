@@ -310,7 +310,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                             'see_nb.cli.index_to_fill': ('cli.html#index_to_fill', 'see_nb/cli.py'),
                             'see_nb.cli.main': ('cli.html#main', 'see_nb/cli.py'),
                             'see_nb.cli.parse': ('cli.html#parse', 'see_nb/cli.py'),
-                            'see_nb.cli.recipe_class': ('cli.html#recipe_class', 'see_nb/cli.py'),
+                            'see_nb.cli.recipe_options': ('cli.html#recipe_options', 'see_nb/cli.py'),
                             'see_nb.cli.show_left_out': ('cli.html#show_left_out', 'see_nb/cli.py'),
                             'see_nb.cli.show_metrics': ('cli.html#show_metrics', 'see_nb/cli.py'),
                             'see_nb.cli.show_warning': ('cli.html#show_warning', 'see_nb/cli.py'),
