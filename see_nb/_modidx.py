@@ -869,6 +869,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                                                                                    'see_nb/method/running_means.py'),
                                              'see_nb.method.running_means.RunningMeans.update': ( 'method/running_means.html#runningmeans.update',
                                                                                                   'see_nb/method/running_means.py'),
+                                             'see_nb.method.running_means.check_state': ( 'method/running_means.html#check_state',
+                                                                                          'see_nb/method/running_means.py'),
                                              'see_nb.method.running_means.n_processes': ( 'method/running_means.html#n_processes',
                                                                                           'see_nb/method/running_means.py')},
             'see_nb.method.see_loss': { 'see_nb.method.see_loss.Replay': ('method/see_loss.html#replay', 'see_nb/method/see_loss.py'),
