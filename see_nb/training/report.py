@@ -120,6 +120,7 @@ def draw_curves(history: list[dict]) -> str:  # SVG; "" without epochs
     fig, ax = plt.subplots(figsize=(6, 2.6))
     ax.plot(frame.epoch + 1, frame.loss, color="#0173b2", marker=".", label="loss")
     ax.set(xlabel="epoch", ylabel="loss of the training photos")
+    ax.locator_params(axis="x", integer=True)
     if "recall_at_1" in frame:
         right = ax.twinx()
         right.plot(frame.epoch + 1, 100 * frame.recall_at_1, color="#d55e00", marker=".", ls="--")
