@@ -109,10 +109,6 @@ def test_a_folder_that_is_not_one_sub_folder_per_class_is_refused(tmp_path, path
         load_dataset("folder", tmp_path)
 
 
-@pytest.mark.parametrize(
-    "names",
-    ["car,plane,train", "freight train,metro train,steam train", "5.Train_bird,bee,cow,fly"],
-)
 # Nothing vanishes
 
 
