@@ -426,8 +426,8 @@ def test_a_root_that_is_no_folder_is_told(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     for place, message in (
-        (tmp_path / "file", "a folder that is there, got '.*file'"),
-        (tmp_path / "loop", "a folder that is there, got '.*loop'"),
+        (tmp_path / "file", "there is no folder .*file"),
+        (tmp_path / "loop", "there is no folder .*loop"),
         ("~nobody_of_this_name/data", "no such home"),
     ):
         for call in (load_dataset, check_dataset, lambda _, place: dataset_states(place)):

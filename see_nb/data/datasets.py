@@ -211,8 +211,9 @@ def data_root(
 ) -> Path:
     "The folder of all data sets; a SeeError for one that is named and not there, or a file."
     place = expanded(root or os.environ.get("SEE_NB_DATA") or "~/.cache/see_nb")
-    there = place.is_dir() or (root is None and not os.path.lexists(place))
-    check_that(there, "root", str(place), "a folder that is there", "Create it, or give another.")
+    if not place.is_dir() and (root or os.path.lexists(place)):
+        remedy = "Create it, or leave root out to use SEE_NB_DATA or ~/.cache/see_nb."
+        raise SeeError(f"root: there is no folder {place}. {remedy}")
     return place
 
 # %% ../../nbs/data/05_datasets.ipynb #c19
