@@ -2,12 +2,15 @@
 
 import json
 
+import nbformat
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 from conftest import run_cells
 from pytorch_metric_learning.losses import ProxyAnchorLoss
 
-from see_nb.experiments.cost import BUDGETS, log_slope, peak_bytes, rows_with
+from see_nb.experiments.cost import STEP_BUDGET, peak_bytes
 from see_nb.method.see_loss import SEELoss
 from see_nb.training.results import append_row, read_rows
 
@@ -19,6 +22,27 @@ NAMES = ["what", "unit", "side", "base", "dataset", "metric"]
 def rows(root):
     "The committed measurements."
     return read_rows(root / "nbs" / "experiments" / "results" / "cost.jsonl")
+
+
+def rows_with(rows: pd.DataFrame, wanted: dict) -> pd.DataFrame:
+    return rows[(rows[list(wanted)] == pd.Series(wanted)).all(axis=1)]
+
+
+@pytest.fixture(scope="module")
+def report(root) -> dict:
+    "What the report's cell on budgets defines."
+    cells = nbformat.read(root / "nbs" / "experiments" / "cost_report.ipynb", 4).cells
+    names = {"STEP_BUDGET": STEP_BUDGET}
+    exec(next(cell.source for cell in cells if "BUDGETS = [" in cell.source), names)
+    return names
+
+
+def test_a_ratio_is_judged_by_its_quartiles_and_other_numbers_by_themselves(report):
+    verdict = report["verdict"]
+    for low, high, word in ((0.99, 1.02, "met"), (1.0, 1.05, "open"), (1.04, 1.05, "not met")):
+        assert verdict({"ratio_low": low, "ratio_high": high}, "≤", STEP_BUDGET, "ratio") == word
+    for best, word in ((61, "met"), (59, "not met")):
+        assert verdict({"best": best}, "≥", 60, "best") == word
 
 
 def test_memory_of_a_step_is_the_same_each_time_and_more_with_more_synthetics():
@@ -34,7 +58,7 @@ def test_memory_of_a_step_is_the_same_each_time_and_more_with_more_synthetics():
     assert peaks[32][0] > 16 * 32 * 64 * 4  # the synthetics alone: 40 % of 40 sources, float32
 
 
-def test_the_committed_rows_are_one_run_of_each_kind_and_hold_together(rows):
+def test_the_committed_rows_are_one_run_of_each_kind_and_hold_together(rows, report):
     assert rows.groupby("what").finished.nunique().eq(1).all()
     assert rows.processor.str.len().gt(0).all() and rows.experiment.eq("cost").all()
     measured = rows[rows.ratio.notna()]
@@ -45,7 +69,7 @@ def test_the_committed_rows_are_one_run_of_each_kind_and_hold_together(rows):
     assert (once.ratio - once.value / once.base_value).abs().max() < 1e-9
     assert rows[rows.ratio.isna() & (rows.what != "whole")].failed.str.len().gt(0).all()
     assert not rows.duplicated(NAMES + SIZES).any()
-    assert [len(rows_with(rows, **budget.rows)) for budget in BUDGETS] == [1] * len(BUDGETS)
+    assert {len(rows_with(rows, wanted)) for _, wanted, *_ in report["BUDGETS"]} == {1}
 
 
 @pytest.mark.parametrize(
@@ -56,9 +80,10 @@ def test_the_committed_rows_are_one_run_of_each_kind_and_hold_together(rows):
     ],
 )
 def test_the_memory_of_synthetics_grows_as_their_number(rows, axis, fixed):
-    found = rows_with(rows, what="loss", unit="bytes", side="second term", **fixed)
+    wanted = {"what": "loss", "unit": "bytes", "side": "second term", **fixed}
+    found = rows_with(rows, wanted)
     found = found[found[axis] >= found[axis].median()]  # synthetics times classes is most of it
-    assert 0.5 < log_slope(found[axis].tolist(), found.value.tolist())[0] < 1.1
+    assert 0.5 < np.polyfit(np.log(found[axis]), np.log(found.value), 1)[0] < 1.1
 
 
 def test_the_report_says_what_was_not_measured_and_what_failed(root, tmp_path):

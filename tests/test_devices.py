@@ -150,7 +150,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*pin_memory")  # none without a
 
 @pytest.fixture
 def cuda(monkeypatch):
-    "A machine with that device: waits warn as torch's do, and nothing is compiled."
+    "A machine with that device: waits warn as torch's do."
     mode = Device()
     answers = dict.fromkeys(("synchronize", "reset_peak_memory_stats", "set_device"))
     answers |= {"manual_seed_all": None, "is_available": True, "is_bf16_supported": True}
@@ -160,7 +160,6 @@ def cuda(monkeypatch):
     loud = lambda wanted: setattr(mode, "loud", wanted == "warn")
     monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", loud)
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)  # no pinned memory
-    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
     monkeypatch.setattr(torch, "Generator", Generator)
     monkeypatch.setattr(nn.Module, "to", to_device)
     monkeypatch.setattr(Accelerator, "device", GPU)

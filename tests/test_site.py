@@ -49,6 +49,7 @@ SEEN = """() => ({
   overflow: Math.max(0, document.documentElement.scrollWidth - document.documentElement.clientWidth),
   unset: document.querySelectorAll('.math').length - document.querySelectorAll('mjx-container').length,
   faulty: document.querySelectorAll('mjx-merror, [data-mjx-error]').length,
+  unnamed: [...document.images].filter(i => !i.alt || i.alt.includes('_images/')).length,
   broken: [...document.images].filter(i => i.complete && !i.naturalWidth).length,
   directives: document.body.innerText.includes('#| ') ? 1 : 0,
 })"""
