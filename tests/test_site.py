@@ -112,7 +112,7 @@ def test_wrong_folders_are_told(tmp_path, root):
     (tmp_path / "file").touch()
     for output, words in (
         (tmp_path / "mine", "has files that see-nb reproduce has not written"),
-        (tmp_path / "file", "a file of that name is in the way"),
+        (tmp_path / "file", "File exists"),
         (root / "nbs" / "site", "is inside the folder of the notebooks"),
     ):
         with pytest.raises(SeeError, match=words):

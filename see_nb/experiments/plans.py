@@ -21,7 +21,7 @@ from ..errors import one_of
 from ..training.recipes import Recipe
 from ..training.results import append_row, machine
 from ..training.runs import run_recipes
-from ..training.training import Prepared, raw_metrics, start_processes
+from ..training.training import prepare, raw_metrics, start_processes
 
 # %% ../../nbs/experiments/00_plans.ipynb #c05
 QUICK = Recipe(dataset="glyphs", width=8, train_classes=144, epochs=6, validation=0)
@@ -334,7 +334,7 @@ def raw_row(
 ) -> None:
     "What the backbone's features reach without any training."
     frozen = replace(recipe, frozen="backbone", warmup_epochs=0)
-    training = Prepared(frozen, root, start_processes("no")).training()
+    training = prepare(frozen, root, start_processes("no"))
     splits, names = training.splits, ("dataset", "backbone", "image_size")
     splits.test_set = splits.validation_set or splits.test_set
     facts = {name: getattr(recipe, name) for name in names}
