@@ -36,70 +36,65 @@ html_copy_source = html_show_sphinx = html_use_index = False
 html_sidebars = {"**": ["navbar-logo.html", "sbt-sidebar-nav.html"]}
 html_theme_options = {"use_download_button": False, "use_fullscreen_button": False,
                       "show_toc_level": 2, "show_navbar_depth": 1}  # fmt: skip
+TAGS = {"hide": "remove-cell", "default_exp": "remove-cell", "echo": "remove-input",
+        "fold": "hide-input"}  # fmt: skip
+CLICK = "\n\n<details><summary>{}</summary>\n\n{}\n\n</details>"
 
 
 def read_page(app, name: str, source: list[str]) -> None:
-    "Directives of nbdev become tags of myst-nb; a module's page ends with its reference."
+    "A notebook as myst-nb reads it; a module's page ends with its reference."
     if not source[0].lstrip().startswith("{"):
         return
-    notebook, cells, module = json.loads(source[0]), [], ""
-    for cell in notebook["cells"]:
-        text = "".join(cell["source"])
-        flags = dict(re.findall(r"^#\|\s*([\w-]+):? ?(.*)\n?", text, flags=re.M))
-        module = flags.get("default_exp", module)
-        if not {"hide", "default_exp"} & flags.keys():
-            text = re.sub(r"^#\|.*\n?", "", text, flags=re.M)
-            silent = not text or flags.get("echo") == "false"
-            folded = name == "cli" or name.endswith("_report") or "fold" in flags
-            folded |= "export" in flags and not name.startswith("method/")
-            tags = ["remove-input"] if silent else ["hide-input"] if folded else []
-            defined = ", ".join(re.findall(r"^(?:def|class) (\w+)", text, flags=re.M)) or "code"
-            options = {"tags": tags, "mystnb": {"code_prompt_show": f"Show {defined}"}}
-            cells.append(cell | {"source": text or "...", "metadata": options})
-    if module:
-        text = "## Reference" + "".join(map(behind_a_click, *zip(*reference_of(module).items())))
+    notebook = json.loads(source[0])
+    cells = [read_cell(name, cell) for cell in notebook["cells"]]
+    if module := re.search(r"#\| default_exp ([\w.]+)", source[0]):
+        text = "## Reference" + reference_of(module[1])
         cells.append({"cell_type": "markdown", "id": "reference", "metadata": {}, "source": text})
     notebook["metadata"]["source_map"] = list(range(len(cells)))  # else a cell counts 10,000 lines
     source[0] = json.dumps(notebook | {"cells": cells})
 
 
-def behind_a_click(title: str, text: str) -> str:
-    return f"\n\n<details><summary>{title}</summary>\n\n{text}\n\n</details>"
+def read_cell(name: str, cell: dict) -> dict:
+    "Directives of nbdev and Quarto become tags of myst-nb and the text beside a figure."
+    lines = r"^#\|\s*([\w-]+):? ?(.*)\n?"
+    flags = dict(re.findall(lines, "".join(cell["source"]), flags=re.M))
+    text = re.sub(lines, "", "".join(cell["source"]), flags=re.M)
+    tags = [TAGS[flag] for flag in flags if flag in TAGS]
+    if name.endswith(("cli", "_report")) or "export" in flags and not name.startswith("method/"):
+        tags.append("hide-input")
+    defined = ", ".join(re.findall(r"^(?:def|class) (\w+)", text, flags=re.M)) or "code"
+    options = {"code_prompt_show": f"Show {defined}", "image": {"alt": flags.get("fig-alt", "")}}
+    return cell | {"source": text, "metadata": {"tags": tags, "mystnb": options}}
 
 
-def reference_of(module: str) -> dict[str, str]:  # title -> Markdown
+def reference_of(module: str) -> str:
     "All names of a module; of the program, what each command says today."
     if module != "cli":
         module = f"see_nb.{module}".removesuffix(".__init__")
         members = f"```{{eval-rst}}\n.. automodule:: {module}\n   :members:\n```"
-        return {f"All of {module}": members}
-    os.environ["COLUMNS"], texts = "76", {}  # what a page is wide
+        return CLICK.format(f"All of {module}", members)
+    os.environ["COLUMNS"], texts = "76", ""  # what a page is wide
     for name in COMMANDS:
         with contextlib.redirect_stdout(io.StringIO()) as said:
             main([name, "--help"])
-        texts[f"see-nb {name}"] = f"```text\n{said.getvalue().rstrip()}\n```"
+        texts += CLICK.format(f"see-nb {name}", f"```text\n{said.getvalue().rstrip()}\n```")
     return texts
 
 
 def read_comments(app, what: str, name: str, thing, options, lines: list[str]) -> None:
-    "Comments beside parameters, fields and results, as Sphinx wants them."
-    lines[:] = [*map(escaped, lines), ""]
+    "Comments beside parameters and results as fields; only what is in backticks has a meaning."
+    lines.append("")
     with contextlib.suppress(TypeError, ValueError, OSError, SyntaxError):  # made at run time
         found = docments(thing, full=True) if what in ("function", "method", "class") else {}
         for parameter, about in found.items():
             if about.docment and parameter != "self":
                 field = "returns" if parameter == "return" else f"param {parameter}"
-                lines.append(f":{field}: {escaped(' '.join(about.docment.split()))}")
-
-
-def escaped(text: str) -> str:
-    "Plain text for reStructuredText: only what stands in backticks has a meaning."
-    marks = r"`[^`]*`|[*|]|(?<=\w)_(?!\w)"
-    return re.sub(marks, lambda m: m[0] if m[0].startswith("`") else f"\\{m[0]}", text)
+                lines.append(f":{field}: {' '.join(about.docment.split())}")
+    marks = r"(`[^`]*`)|([*|]|(?<=\w)_(?!\w))"
+    lines[:] = [re.sub(marks, lambda m: m[1] or f"\\{m[2]}", line) for line in lines]
 
 
 def setup(app) -> None:
-    "Hooks of Sphinx."
     myst_nb.sphinx_ext.OUTPUT_FOLDER = Path(app.doctreedir, "notebooks")  # not beside the site
     app.connect("source-read", read_page)
     app.connect("autodoc-process-docstring", read_comments)

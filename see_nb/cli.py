@@ -91,7 +91,7 @@ def recipe_options() -> type:
         "Everything that decides the result of a training."
 
         def __post_init__(self):
-            "Checked by `Train.checked_recipe`, so that what is wrong is one sentence."
+            "Checked by `Train.run`, so that what is wrong is one sentence."
 
     return RecipeOptions
 
@@ -102,6 +102,7 @@ def first_recipe(
     dataset: str = "folder",  # for a size: whose training photos are counted
     root: Path | None = None,  # data root, or the folder of your own photos
     test_fraction: float = 0.5,  # share of the classes that test, of your own photos
+    batch_size: int | None = None,  # for a preset, whose learning rate goes with it
 ):  # a Recipe
     "Where the other options start: at the recipe of a preset or a size, else at the defaults."
     from see_nb.training import presets
@@ -109,8 +110,10 @@ def first_recipe(
 
     if preset and size:
         raise SeeError("size: expected --size or --preset, got both.")
+    if preset:
+        return presets.preset(preset, **({"batch_size": batch_size} if batch_size else {}))
     if not size:
-        return presets.preset(preset) if preset else Recipe()
+        return Recipe()
     from see_nb.data.datasets import load_dataset
 
     one_of("size", size, (*presets.SIZES, "auto"))
@@ -130,13 +133,9 @@ class Running:
     root: Root = None
     resume: bool = False  # go on from OUTPUT/checkpoint.pt, if it is there
     checkpoint_every: int | None = None  # steps between checkpoints, besides that of each epoch
-    evaluate_every: int = 1  # epochs between looks at the validation classes
     # processes that cut crops; if not given, none on a CPU, else up to 8
     n_workers: Annotated[int | None, tyro.conf.arg(name="workers")] = None
-    check: bool = True  # decode every photo before training
     skip_damaged: bool = False  # leave out photos that cannot be read; OUTPUT/damaged.csv has them
-    checkpointing: bool = False  # save memory: compute activations again in the backward pass
-    tracker: str = ""  # log to tensorboard, wandb or another tracker of accelerate
 
 # %% ../nbs/cli.ipynb #c12
 @dataclass
@@ -154,15 +153,16 @@ class Train(Command):
 
     def run(self) -> None:
         from see_nb.training.presets import machine_size
-        from see_nb.training.recipes import describe
+        from see_nb.training.recipes import Recipe
 
-        recipe = self.checked_recipe()
+        recipe = Recipe(**asdict(self.recipe))
         if self.size:
             size = f"auto, {machine_size()}" if self.size == "auto" else self.size
             chosen = ", ".join(f"{name} {value}" for name, value in recipe.changes.items())
             print(f"Recipe of size {size}: {chosen}")
         if self.show:
-            print(describe(recipe).to_string())
+            for name, value in asdict(recipe).items():
+                print(f"{name:18} {value!s:34} {'*' if name in recipe.changes else ''}".rstrip())
             return
         from accelerate import PartialState
 
@@ -178,17 +178,6 @@ class Train(Command):
             print(f"The model is at {checkpoint}")
             if recipe.dataset == "folder":
                 write_report(run, self.running.root, self.running.skip_damaged, self.output)
-
-    def checked_recipe(self):  # a Recipe
-        "The recipe; that of a preset with the rate for another batch size."
-        from see_nb.training.presets import preset
-        from see_nb.training.recipes import Recipe
-
-        options = asdict(self.recipe)
-        if not self.preset:
-            return Recipe(**options)
-        start = asdict(preset(self.preset))
-        return preset(self.preset, **dict(options.items() - start.items()))
 
 # %% ../nbs/cli.ipynb #c12c
 def write_report(
@@ -535,27 +524,26 @@ class Export(Command):
     onnx: Path | None = None  # a file for ONNX Runtime, checked against PyTorch
     # with safetensors and a model card, as the Hugging Face hub has them
     folder: Path | None = None
-    push: str | None = None  # name on the hub to upload to; needs a network and a token
 
     def run(self) -> None:
-        from see_nb.training.export import HubModel, export_onnx, open_model, refuse_foreign_folder
+        from see_nb.training.export import (
+            export_onnx,
+            open_model,
+            refuse_foreign_folder,
+            save_folder,
+        )
         from see_nb.training.run import load_run
 
-        if not (self.onnx or self.folder or self.push):
-            wanted = "--onnx FILE, --folder FOLDER or --push NAME"
-            raise SeeError(f"export: expected {wanted}, got none.")
+        if not (self.onnx or self.folder):
+            raise SeeError("export: expected --onnx FILE or --folder FOLDER, got neither.")
         if self.folder:
             refuse_foreign_folder(expanded(self.folder))
         if self.onnx:
             difference = export_onnx(open_model(self.checkpoint)[0], self.onnx)
             print(f"ONNX is at {self.onnx}; largest difference to PyTorch {difference:.1e}")
-        if self.folder or self.push:
-            model = HubModel.of(load_run(self.checkpoint))
         if self.folder:
-            model.save_pretrained(self.folder)
+            save_folder(load_run(self.checkpoint), self.folder)
             print(f"The folder is {self.folder}")
-        if self.push:
-            print(f"Uploaded: {model.push_to_hub(self.push)}")
 
 # %% ../nbs/cli.ipynb #c19
 @dataclass

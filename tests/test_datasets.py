@@ -457,7 +457,7 @@ def test_letters_are_drawn_where_they_cannot_be_kept(tmp_path, monkeypatch, two_
         monkeypatch.setattr(np, "savez", refuse)
     else:
         (tmp_path / "glyphs-v1.npz").mkdir()
-    words = {"full": "disk is full", "read-only": "is read-only"}.get(trouble, "a folder of that")
+    words = {"full": "No space left", "read-only": "Read-only"}.get(trouble, "Is a directory")
     with pytest.warns(UserWarning, match=f"{words}.*It is made anew each time"):
         train = load_dataset("glyphs", tmp_path)
     assert len(train) == 2 and not list(tmp_path.glob(".*part*"))

@@ -226,7 +226,6 @@ SMALL = Recipe(
     image_size=32,
     batch_size=12,
     epochs=1,
-    clip=10.0,
     curriculum="constant",
 )
 SETTINGS = {  # what learns how -> fields of the recipe

@@ -15,11 +15,17 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from see_nb import HubModel, SeeError, create_model
+from see_nb import SeeError, create_model
 from see_nb.cli import main
 from see_nb.retrieval.index import Index
 from see_nb.training import export
-from see_nb.training.export import export_onnx, index_with_model, open_model
+from see_nb.training.export import (
+    export_onnx,
+    index_with_model,
+    load_folder,
+    open_model,
+    save_folder,
+)
 from see_nb.training.recipes import Recipe
 from see_nb.training.run import Run, empty_model, load_run, make_objective
 
@@ -44,11 +50,9 @@ def trained(tmp_path_factory) -> Path:
 def test_a_training_on_own_photos_ends_with_a_report(trained):
     page = (trained / "report.html").read_text()
     parts = re.findall("<h2>(.*?)</h2>", page)
-    assert parts == ["Recall@K", "Curves", "Good searches", "Worst searches",
-                     "Most confused classes", "Next"]  # fmt: skip
+    assert parts == ["Recall@K", "Curves", "Worst searches", "Most confused classes", "Next"]
     assert "<title>Training on photos</title>" in page and "see-nb index --photos" in page
-    assert "dashed: Recall" not in page  # no validation is drawn
-    assert page.count("data:image/jpeg") >= 12 and "<svg" in page
+    assert page.count("data:image/jpeg") >= 6 and "<svg" in page
     assert not re.search(r'(src|href)="(http|/)', page)
     row = json.loads((trained / "results.jsonl").read_text())
     assert f"{row['recall_at_1']:.1%}" in page
@@ -67,7 +71,7 @@ def test_all_ways_out_give_the_same_embeddings(trained, tmp_path, capsys):
         images = torch.randint(0, 256, (size, 3, 48, 48), dtype=torch.uint8)
         with torch.no_grad():
             expected = model(images)
-            assert torch.equal(HubModel.from_pretrained(folder)(images), expected)
+            assert torch.equal(load_folder(folder)(images), expected)
         (got,) = session.run(None, {"images": images.numpy()})
         np.testing.assert_allclose(got, expected, atol=1e-4)
     assert sorted(p.name for p in folder.iterdir()) == ["README.md", "config.json",
@@ -98,24 +102,6 @@ def test_a_graph_that_differs_is_not_written(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_without_a_network_the_hub_is_one_line(trained, monkeypatch, capsys):
-    for module in (
-        huggingface_hub.constants,
-        huggingface_hub.hf_api,
-        huggingface_hub.file_download,
-    ):
-        if hasattr(module, "ENDPOINT"):
-            monkeypatch.setattr(module, "ENDPOINT", "http://127.0.0.1:9")  # nobody listens there
-    with pytest.raises(SeeError, match="the hub did not give it: check the name and the network"):
-        HubModel.from_pretrained("nobody/no-such-model")
-    call = ["export", "--checkpoint", str(trained / "checkpoint.pt")]
-    assert main([*call, "--push", "nobody/no-such-model"]) == 2
-    said = capsys.readouterr().err.strip().splitlines()[-1]
-    assert said.startswith("see-nb: hub: nobody/no-such-model cannot be written")
-    assert main(call) == 2
-    assert "expected --onnx FILE, --folder FOLDER or --push NAME" in capsys.readouterr().err
-
-
 def test_an_export_tells_no_path_and_replaces_an_older_one_whole(trained, tmp_path, capsys):
     secret, folder = tmp_path / "jane.doe" / "weights.pt", tmp_path / "model"
     secret.parent.mkdir()
@@ -125,7 +111,7 @@ def test_an_export_tells_no_path_and_replaces_an_older_one_whole(trained, tmp_pa
     run.save(tmp_path / "run.pt")
     secret.unlink()
     call = ["export", "--checkpoint", str(tmp_path / "run.pt"), "--folder", str(folder)]
-    assert main(call) == 0
+    assert main(call) == 0 and main(call[:3]) == 2
     assert not any(b"jane.doe" in file.read_bytes() for file in folder.iterdir())
     (folder / "README.md").write_text("an older card")
     assert main(call) == 0
@@ -134,7 +120,7 @@ def test_an_export_tells_no_path_and_replaces_an_older_one_whole(trained, tmp_pa
     weights[-5] ^= 1
     (folder / "model.safetensors").write_bytes(weights)
     with pytest.raises(SeeError, match="are others than config.json says"):
-        HubModel.from_pretrained(folder)
+        load_folder(folder)
     (folder / "notes.txt").write_text("mine")
     for place, words in ((folder, "notes.txt"), (trained, "which see-nb did not write")):
         assert main([*call[:-1], str(place)]) == 2
@@ -158,7 +144,7 @@ def test_the_card_says_how_to_do_without_the_package(tmp_path, backbone):
     known = {"name": "folder", "version": "", "image_hash": "", "classes": ["a", "b"]}
     data = {"train": known, "test": known | {"classes": ["c"]}}
     run = Run(recipe, model, make_objective(recipe, 2), ["a", "b"], {"run": "small"}, data)
-    HubModel.of(run).save_pretrained(tmp_path / "model")
+    save_folder(run, tmp_path / "model")
     card = (tmp_path / "model" / "README.md").read_text()
     code = card.partition("timm and torch alone:")[2].partition("Photos are cut")[0]
     images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)

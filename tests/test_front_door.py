@@ -29,7 +29,6 @@ CONTRACT = {  # name -> its first parameters
     "evaluate": "model, dataset",
     "embed": "model, images",
     "Index": "",
-    "HubModel": "",
     "SeeError": "*args",
 }
 

@@ -40,12 +40,9 @@ def test_a_file_of_the_whole_classifier_fills_any_backbone(name, tmp_path):
 @pytest.mark.parametrize(
     "name", ["resnet50", "deit_tiny_distilled_patch16_224", "vit_tiny_patch16_224"]
 )
-@pytest.mark.parametrize("checkpointing", [False, True])
-def test_a_step_moves_all_but_the_frozen_parts(name, checkpointing):
+def test_a_step_moves_all_but_the_frozen_parts(name):
     torch.manual_seed(0)
-    model = create_model(
-        name, 8, pretrained=False, image_size=64, checkpointing=checkpointing, batch_norms="eval"
-    ).train()
+    model = create_model(name, 8, pretrained=False, image_size=64, batch_norms="eval").train()
     frozen = {key for key, p in model.named_parameters() if not p.requires_grad}
     expected = ("patch_embed",) if "vit" in name or "deit" in name else ()
     assert frozen == {
@@ -65,11 +62,8 @@ def test_a_step_moves_all_but_the_frozen_parts(name, checkpointing):
     assert moved == before.keys() - frozen - buffers
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
-def test_a_copy_is_a_model_of_its_own(checkpointing):
-    model = create_model(
-        "resnet50", 8, pretrained=False, checkpointing=checkpointing, batch_norms="eval"
-    )
+def test_a_copy_is_a_model_of_its_own():
+    model = create_model("resnet50", 8, pretrained=False, batch_norms="eval")
     twin = copy.deepcopy(model)
     with torch.no_grad():
         for p in model.parameters():

@@ -27,7 +27,7 @@ ANYTHING = st.one_of(
     st.floats(),
     st.text(max_size=9),
     st.lists(st.integers(), max_size=2),
-    st.sampled_from([*LOSSES, "repeat", "cosine", "bf16", "bicubic", "frozen", "backbone"]),
+    st.sampled_from([*LOSSES, "repeat", "step", "bf16", "bicubic", "frozen", "backbone"]),
 )
 
 
@@ -49,22 +49,21 @@ def test_any_fields_are_taken_or_refused_in_one_line(changes):
     assert Recipe(**asdict(recipe)) == recipe and len(recipe.fingerprint) == 12 and recipe.method
 
 
-NOTHING = "nothing would be expanded "
+NOTHING = "see: nothing would be expanded, .*see=False"
 WRONG = [
-    ({"samples_per_class": 0}, "samples_per_class: expected at least 1"),
-    ({"width": 100_000}, "width: expected at most 512, got 100000"),
-    ({"smallest_crop": 1e-9}, "smallest_crop: expected at least 0.01"),
+    ({"samples_per_class": 0}, "samples_per_class: expected greater than or equal to 1"),
+    ({"width": 100_000}, "width: expected less than or equal to 512, got 100000"),
+    ({"smallest_crop": 1e-9}, "smallest_crop: expected greater than or equal to 0.01"),
     ({"weight": float("nan")}, "weight: expected a finite number, got nan"),
-    ({"resize": 1, "image_size": 64}, "resize: expected at least image_size"),
+    ({"resize": 1}, "Recipe has no field 'resize'"),
     ({"image_size": 5}, "image_size: expected at least 16"),
-    ({"embedding_size": 1}, r"need at least 9 \(K \+ 1\), got 1. Raise it, or train"),
-    ({"embedding_size": 8}, "use n_expansion <= 7"),
-    ({"epochs": 2.5}, "epochs: expected a whole number"),
-    ({"see": 1}, "see: expected True or False"),
+    ({"embedding_size": 1}, r"need at least 9 \(K \+ 1\), got 1. Raise it, use a"),
+    ({"epochs": 2.5}, "epochs: expected a valid integer"),
+    ({"see": 1}, "see: expected a valid boolean"),
     ({"loss": "proxy_ancor"}, "Did you mean 'proxy_anchor'"),
     (
-        {"schedule": "cosin"},
-        "schedule: expected 'one_cycle', .* got 'cosin'. Did you mean 'cosine'",
+        {"schedule": "stepp"},
+        "schedule: expected 'one_cycle', .* got 'stepp'. Did you mean 'step'",
     ),
     ({"colour": 1}, "Recipe has no field 'colour'"),
     ({"batch_size": 63}, "expected a multiple of samples_per_class"),
@@ -72,9 +71,10 @@ WRONG = [
     ({"frozen": 1}, "frozen: expected a valid string"),
     ({"margin": "0.1"}, "margin: expected a valid number"),
     ({"margin": 0.2, "loss": "contrastive"}, "the loss 'contrastive' has none"),
-    ({"epochs": 1}, NOTHING + "in 1 epoch with curriculum 'rising'"),
-    ({"fraction": 0}, NOTHING + "in 15 epochs"),
-    ({"weight": 0}, NOTHING + "at weight 0, .* Use a weight above 0, or see=False"),
+    *(
+        ({name: value}, NOTHING)
+        for name, value in {"epochs": 1, "fraction": 0, "weight": 0}.items()
+    ),
 ]
 
 
@@ -102,7 +102,7 @@ def test_one_image_of_each_class_is_refused_where_it_is_never_expanded(name):
     if len(made):
         assert Recipe(loss=name, samples_per_class=1)
     else:
-        with pytest.raises(SeeError, match="around one image of each class .*samples_per_class=2"):
+        with pytest.raises(SeeError, match=NOTHING):
             Recipe(loss=name, samples_per_class=1)
 
 
@@ -151,7 +151,7 @@ def test_presets_follow_the_published_code():
         assert recipe.dataset in BENCHMARKS and recipe.batch_size == 180
         large = recipe.dataset in ("sop", "inshop")
         assert recipe.setting == "as published" and recipe.adam_eps == 1e-4
-        assert recipe.replacement and recipe.clip == 10 and recipe.proxy_rate == 1e4
+        assert recipe.replacement and recipe.proxy_rate == 1e4
         assert recipe.weight_decay == (1e-4 if large else 1e-2)
         assert recipe.warmup_epochs == (5 if large else 1)
         resnet = recipe.backbone == "resnet50"

@@ -44,7 +44,7 @@ def benchmark_cells() -> list[str]:
 
 def test_the_main_table_is_what_the_rows_say(tmp_path, monkeypatch):
     good = finished("cub200-deit_small-128", (0.70, 0.73, 0.71))
-    wrong = ({"epochs": 2}, {"weight": 0.3}, {"allow_incomplete": True}, {"loss": "hyp"})
+    wrong = ({"epochs": 2}, {"weight": 0.3}, {"width": 8}, {"loss": "hyp"})
     wrong = [finished("cub200-deit_small-128", (0.99,), **changes)[0] for changes in wrong]
     wrong += [good[0] | {"recall_at_1": 0.99}, good[1] | {"frames": "shared", "seed": 7}]
     one = finished("inshop-resnet50-512", (0.9,), (1, 10, 20, 30), see=False)

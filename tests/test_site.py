@@ -49,6 +49,7 @@ SEEN = """() => ({
   overflow: Math.max(0, document.documentElement.scrollWidth - document.documentElement.clientWidth),
   unset: document.querySelectorAll('.math').length - document.querySelectorAll('mjx-container').length,
   faulty: document.querySelectorAll('mjx-merror, [data-mjx-error]').length,
+  unnamed: [...document.images].filter(i => !i.alt || i.alt.includes('_images/')).length,
   broken: [...document.images].filter(i => i.complete && !i.naturalWidth).length,
   directives: document.body.innerText.includes('#| ') ? 1 : 0,
 })"""
@@ -111,7 +112,7 @@ def test_wrong_folders_are_told(tmp_path, root):
     (tmp_path / "file").touch()
     for output, words in (
         (tmp_path / "mine", "has files that see-nb reproduce has not written"),
-        (tmp_path / "file", "a file of that name is in the way"),
+        (tmp_path / "file", "File exists"),
         (root / "nbs" / "site", "is inside the folder of the notebooks"),
     ):
         with pytest.raises(SeeError, match=words):

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from unittest.mock import patch
 
@@ -24,6 +25,7 @@ from see_nb.baselines.registry import EXPANSIONS, LOSSES
 from see_nb.data.datasets import data_root, dataset_states, load_dataset
 from see_nb.errors import SeeError
 from see_nb.retrieval.embedding import embed, evaluate
+from see_nb.training import splits, training
 from see_nb.training.checkpoints import read_checkpoint
 from see_nb.training.models import create_model
 from see_nb.training.recipes import Recipe
@@ -205,7 +207,7 @@ def test_a_disk_that_fills_up_leaves_the_last_checkpoint(tiny, tmp_path):
         real(self, b"half of it")
         raise OSError(28, "No space left on device")
 
-    message = "the disk is full.*The one before is whole"
+    message = "No space left.*The one before is whole"
     with patch.object(Path, "write_bytes", full), pytest.raises(SeeError, match=message):
         train(recipe, checkpoint=path, progress=False)
     assert read_checkpoint(path)["epoch"] == 2
@@ -214,15 +216,7 @@ def test_a_disk_that_fills_up_leaves_the_last_checkpoint(tiny, tmp_path):
     assert same(resumed.model, quick(recipe).model)
 
 
-BREAKS = {
-    "images": r"step 9 \(epoch 1\): images of the batch hold NaN or Inf. Look at the data",
-    "weights": r"step 9 \(epoch 1\): the embeddings are NaN or Inf while the images are fine",
-    "loss": r"step 9 \(epoch 1\): the loss is NaN or Inf while the embeddings are fine",
-    "gradient": "a weight has become NaN or Inf. Lower learning_rate|the embeddings are NaN or Inf",
-}
-
-
-@pytest.mark.parametrize("breaks", BREAKS)
+@pytest.mark.parametrize("breaks", ["images", "weights", "loss", "gradient"])
 def test_a_broken_step_is_told_and_no_checkpoint_is_overwritten(tiny, tmp_path, breaks):
     real, path = Training.train_step, tmp_path / "c.pt"
 
@@ -239,7 +233,8 @@ def test_a_broken_step_is_told_and_no_checkpoint_is_overwritten(tiny, tmp_path, 
         real(self, images, labels)
 
     options = {"checkpoint": path, "checkpoint_every": 1, "progress": False}
-    with patch.object(Training, "train_step", step), pytest.raises(SeeError, match=BREAKS[breaks]):
+    message = r"step 10 \(epoch 1\): the loss or a weight is NaN or infinite"
+    with patch.object(Training, "train_step", step), pytest.raises(SeeError, match=message):
         train(replace(SMALL, epochs=3), **options)
     state = read_checkpoint(path)
     assert state["epoch"] * 6 + state["position"] == 9
@@ -265,11 +260,11 @@ def test_half_precision_keeps_head_and_loss_in_single(tiny):
             layer.register_forward_hook(lambda m, i, out, name=name: seen[name].add(out.dtype))
             for name, layer in layers.items()
         ]
-        value, broken = real(self, images, labels)
+        value = real(self, images, labels)
         seen["loss"].add(value.dtype)
         for hook in hooks:
             hook.remove()
-        return value, broken
+        return value
 
     with patch.object(Step, "forward", forward):
         run = quick(SMALL, precision="bf16", epochs=15)
@@ -289,7 +284,7 @@ def test_the_backbone_stands_still_during_warm_up(tiny):
     assert not torch.equal(start.head[1].weight, warm.head[1].weight)
 
 
-def test_gradients_are_clipped_by_value(tiny):
+def test_gradients_are_clipped_by_value(tiny, monkeypatch):
     seen, real = [], torch.optim.AdamW.step
 
     def step(self, *arguments, **options):
@@ -297,8 +292,9 @@ def test_gradients_are_clipped_by_value(tiny):
         seen.append(max(p.grad.abs().max().item() for p in network))
         return real(self, *arguments, **options)
 
+    monkeypatch.setattr(training, "CLIP", 1e-3)
     with patch.object(torch.optim.AdamW, "step", step):
-        quick(SMALL, clip=1e-3)
+        quick(SMALL)
     assert max(seen) == pytest.approx(1e-3)
 
 
@@ -463,17 +459,16 @@ def test_photos_are_checked_before_training_starts(small_photos):
     assert train(PHOTOS, root=small_photos, progress=False).row["n_test_classes"] == 4
     for damaged in small_photos.glob("*/2.png"):
         damaged.write_bytes(damaged.read_bytes()[:150])
-    for resize in (-1, 0):
-        with (
-            patch.object(Training, "train_step", lambda *a: pytest.fail("it has begun")),
-            pytest.raises(SeeError, match=r"\d/2.png"),
-        ):
-            train(replace(PHOTOS, resize=resize), root=small_photos, progress=False)
-    with pytest.raises(SeeError, match=r"\d/2.png"):  # without the check: at first use
-        train(replace(PHOTOS, resize=0), root=small_photos, progress=False, check=False)
+    with (
+        patch.object(Training, "train_step", lambda *a: pytest.fail("it has begun")),
+        pytest.raises(SeeError, match=r"\d/2.png"),
+    ):
+        train(PHOTOS, root=small_photos, progress=False)
 
 
-def test_queries_search_their_gallery_from_training_to_evaluation(see_nb_command, tmp_path):
+def test_queries_search_their_gallery_from_training_to_evaluation(
+    see_nb_command, tmp_path, monkeypatch
+):
     lines, generator = [], torch.Generator().manual_seed(0)
     (tmp_path / "inshop" / "img").mkdir(parents=True)
     for item, i in itertools.product(range(16), range(4)):
@@ -483,7 +478,9 @@ def test_queries_search_their_gallery_from_training_to_evaluation(see_nb_command
         lines.append(f"{name} id_{item:08d} {split}")
     text = "\n".join([str(len(lines)), "image_name item_id evaluation_status", *lines])
     (tmp_path / "inshop" / "list_eval_partition.txt").write_text(text)
-    recipe = replace(PHOTOS, dataset="inshop", allow_incomplete=True)
+    small = partial(load_dataset, allow_incomplete=True)  # the benchmark has thousands of photos
+    monkeypatch.setattr(splits, "load_dataset", small)
+    recipe = replace(PHOTOS, dataset="inshop")
     with pytest.warns(UserWarning, match="compare with no published number"):
         run = train(recipe, root=tmp_path, progress=False, checkpoint=tmp_path / "c.pt")
     assert (run.row["n_test"], run.row["n_test_classes"]) == (16, 8)

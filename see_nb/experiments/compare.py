@@ -43,7 +43,7 @@ from ..retrieval.pages import write_page
 from ..training.recipes import Recipe
 from ..training.results import read_rows
 from ..training.runs import cores, run_recipes
-from ..training.training import Prepared, start_processes
+from ..training.training import prepare, start_processes
 
 # %% ../../nbs/experiments/03_compare.ipynb #c05
 def recipe_for(
@@ -69,11 +69,11 @@ def seconds_of_run(
     recipe: Recipe,
     root: str | Path | None = None,  # data root
     n_steps: int = 20,  # at most; five seconds of them are enough, too
-    **options,  # of `Prepared`: skip_damaged, ...
+    **options,  # of `prepare`: skip_damaged, ...
 ) -> float:
     "How long a training takes when its data are ready, by its first steps; tests are not in it."
     accelerator = start_processes(recipe.precision)
-    training = Prepared(recipe, root, accelerator, **options).training()
+    training = prepare(recipe, root, accelerator, **options)
     training.begin_epoch()
     started, steps = time.perf_counter(), 0
     for images, labels in islice(training.loader, n_steps):

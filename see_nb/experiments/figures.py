@@ -84,14 +84,20 @@ def neighbour_sheet(
 
 def draw_neighbours(
     dataset: RetrievalDataset,  # of images of one size
-    embeddings: Tensor,  # unit, (N, D)
+    spaces: dict[str, Tensor],  # title -> unit embeddings, (N, D)
     queries: list[int],  # numbers of images
     k: int = 5,  # neighbours of each
 ) -> Image:
-    "Some queries, each with its nearest neighbours."
-    (found,) = nearest(embeddings[queries], embeddings, k, own=np.array(queries))
+    "Some queries, each with its nearest neighbours; the spaces stand side by side."
     set_style()
-    return small_png(neighbour_sheet(dataset, np.column_stack([queries, found]).tolist()).figure)
+    size = 0.55 * (k + 1) * len(spaces), 0.55 * len(queries) + 0.3
+    fig, axes = plt.subplots(1, len(spaces), figsize=size, squeeze=False)
+    for ax, (title, embeddings) in zip(axes.flat, spaces.items()):
+        (found,) = nearest(embeddings[queries], embeddings, k, own=np.array(queries))
+        neighbour_sheet(dataset, np.column_stack([queries, found]).tolist(), ax)
+        ax.set_title(title)
+    fig.tight_layout()
+    return small_png(fig)
 
 # %% ../../nbs/experiments/05_figures.ipynb #c15
 def draw_sphere(ax) -> None:

@@ -20,7 +20,7 @@ import pandas as pd
 
 from ..data.folders import frame_of
 from ..errors import SeeError
-from ..files import CAUSES, make_folder
+from ..files import make_folder
 
 # %% ../../nbs/retrieval/05_database.ipynb #c06
 MADE_BY_US = 0x53454503  # SQLite's application_id in the header of the file: "SEE", format 3
@@ -113,9 +113,8 @@ class Database:
         try:
             yield
         except sqlite3.OperationalError as error:
-            causes = {"locked": "another process has been writing it for a minute. Try later."}
-            causes |= {"readonly": CAUSES[13], "unable to open": CAUSES[13], "full": CAUSES[28]}
-            why = next((text for word, text in causes.items() if word in str(error)), error)
+            busy = "another process has been writing it for a minute. Try later."
+            why = busy if "locked" in str(error) else error
             raise SeeError(f"{self.path}: cannot be used, {why}") from error
         except sqlite3.DatabaseError as error:
             raise self.damaged(str(error)) from error

@@ -55,7 +55,7 @@ def _published(dataset: str, backbone: str, embedding_size: int) -> Recipe:
         **options,
     )
 
-
+# %% ../../nbs/training/03_presets.ipynb #c06x
 PRESETS = {
     f"{dataset}-{backbone}-{size}": _published(dataset, backbone, size)
     for dataset in _STEPS
@@ -113,7 +113,7 @@ _OWN = {
     },
 }
 
-
+# %% ../../nbs/training/03_presets.ipynb #c22x
 def machine_size() -> str:  # one of SIZES
     "Where there is a GPU, the whole network learns; else its head only."
     import torch  # not needed for the help of a command

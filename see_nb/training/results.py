@@ -32,16 +32,11 @@ from .recipes import LATER, Recipe, recipe_of
 def row_line(
     row: dict,  # anything that JSON can hold
 ) -> str:
-    "A row as one line of JSON; a SeeError that names the key of what JSON cannot hold."
-    for key, value in row.items():
-        try:
-            json.dumps(value, allow_nan=False)
-        except (TypeError, ValueError, RecursionError):
-            raise SeeError(
-                f"row: {key!r} holds a {type(value).__name__} that is no plain JSON (a tensor, NaN "
-                f"or infinity?): {str(value)[:80]!r}. Use numbers, texts, lists and dicts."
-            ) from None
-    return json.dumps(row, sort_keys=True)
+    "A row as one line of JSON; a SeeError for what JSON cannot hold."
+    try:
+        return json.dumps(row, sort_keys=True, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise SeeError(f"row: {error}. Use numbers, texts, lists and dicts.") from None
 
 
 def finite(text: str) -> float:

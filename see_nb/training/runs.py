@@ -116,7 +116,7 @@ def names_of_recipes(recipes: list[Recipe], root: str | Path | None) -> dict[str
         for r in recipes
     }
 
-
+# %% ../../nbs/training/10_runs.ipynb #c12x
 def run_recipes(
     recipes: list[Recipe],
     results: str | Path,  # file of JSON lines that gets the rows
@@ -151,7 +151,7 @@ def run_recipes(
     rows = read_rows(results)
     return rows[names_of(rows).isin(wanted)]
 
-
+# %% ../../nbs/training/10_runs.ipynb #c12y
 def cores() -> int:
     "Those that this process may use; 1 where there is a GPU, which trainings would have to share."
     if torch.cuda.is_available() or torch.backends.mps.is_available():
