@@ -36,8 +36,7 @@ html_copy_source = html_show_sphinx = html_use_index = False
 html_sidebars = {"**": ["navbar-logo.html", "sbt-sidebar-nav.html"]}
 html_theme_options = {"use_download_button": False, "use_fullscreen_button": False,
                       "show_toc_level": 2, "show_navbar_depth": 1}  # fmt: skip
-TAGS = {"hide": "remove-cell", "default_exp": "remove-cell", "echo": "remove-input",
-        "fold": "hide-input"}  # fmt: skip
+TAGS = dict(hide="remove-cell", default_exp="remove-cell", echo="remove-input", fold="hide-input")
 CLICK = "\n\n<details><summary>{}</summary>\n\n{}\n\n</details>"
 
 

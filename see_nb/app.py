@@ -161,7 +161,7 @@ CSS = f"""
 {STRIP_STYLE}
 .strip details[open] > summary img {{ height: auto; max-height: 80vh; object-fit: contain; }}
 .strip figure:has(details[open]) {{ width: 100%; }}
-img.query {{ height: 8rem; border: 3px solid #0173b2; border-radius: .4rem; }}
+img.query {{ height: 8rem; margin-bottom: .6rem; border: 3px solid #0173b2; border-radius: .4rem; }}
 button.primary {{ background: #0b5394 !important; color: white !important; }}
 .block .wrap, .block span, .block label, .gradio-container p {{ color: var(--body-text-color); }}
 footer {{ display: none !important; }}

@@ -77,6 +77,9 @@ FINDS = {  # what a stranger asks -> the page that comes first
     "own photos": "own_photos",
     "train my photos": "own_photos",
     "search without training": "own_photos",
+    "search page": "app",
+    "my own loss": "05_adapters",
+    "what is a proxy": "glossary",
     "does SEE help": "evidence_report",
     "lightning": "13_researchers",
 }

@@ -113,6 +113,7 @@ def draw_curves(history: list[dict]) -> str:  # SVG; "" without epochs
     frame = frame.set_index(frame.pop("epoch") + 1)
     look = {"marker": ".", "figsize": (6, 2.6), "color": ["#0173b2", "#d55e00"]}
     ax = frame.plot(secondary_y="recall_at_1", xlabel="epoch", ylabel="loss", **look)
+    ax.locator_params(axis="x", integer=True)
     buffer = io.StringIO()
     ax.figure.savefig(buffer, format="svg", bbox_inches="tight", metadata={"Date": None})
     plt.close(ax.figure)
