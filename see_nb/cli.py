@@ -102,7 +102,7 @@ def first_recipe(
     dataset: str = "folder",  # for a size: whose training photos are counted
     root: Path | None = None,  # data root, or the folder of your own photos
     test_fraction: float = 0.5,  # share of the classes that test, of your own photos
-    batch_size: int | None = None,  # for a preset, whose learning rate goes with it
+    batch_size: int = 0,  # for a preset, whose learning rate goes with it; 0: its own
 ):  # a Recipe
     "Where the other options start: at the recipe of a preset or a size, else at the defaults."
     from see_nb.training import presets

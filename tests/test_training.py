@@ -417,18 +417,6 @@ def test_a_notebook_launches_two_processes_and_gets_one_row(tmp_path):
 # Data
 
 
-def test_fewer_training_classes_are_drawn_by_the_seed_and_nested():
-    few, more, other = (
-        load_split(Recipe(train_classes=n, seed=s), split="train")
-        for n, s in ((20, 0), (50, 0), (20, 1))
-    )
-    assert [len(part.classes) for part in (few, more, other)] == [20, 50, 20]
-    assert set(few.classes) < set(more.classes) and set(few.classes) != set(other.classes)
-    assert load_split(Recipe(train_classes=20)).classes == load_split(Recipe()).classes
-    with pytest.raises(SeeError, match="expected at most the .* training classes of glyphs"):
-        load_split(Recipe(train_classes=10_000), split="train")
-
-
 def coloured(colour, generator, size=(48, 40)):
     "A noisy photo of one colour."
     noise = torch.randint(0, 56, (*size, 3), generator=generator)
