@@ -346,9 +346,7 @@ class Datasets(Command):
         if self.action == "list":
             for name, state in dataset_states(self.root).items():
                 if self.name in ("", name):
-                    print(
-                        name, *(f"  {key + ':':<7}{text}" for key, text in state.items()), sep="\n"
-                    )
+                    print(f"{name}\n  {state}")
             return 0
         try:
             print(check_dataset(self.name, self.root, decode=self.decode, damaged=self.damaged))
@@ -426,7 +424,7 @@ class MakeIndex(Command):
     prune: bool = False  # drop photos that are no longer on disk, unless their folder is away
     forget: tuple[Path, ...] = ()  # drop all photos of these folders
     factory: str = ""  # of faiss (IVF1024,Flat; HNSW32): approximate search, for millions
-    embeddings: Path | None = None  # write paths, classes and embeddings, as .parquet or .npz
+    embeddings: Path | None = None  # write paths, classes and embeddings, as .parquet
 
     def run(self) -> None:
         from see_nb.retrieval.index import export_rows, refuse_export

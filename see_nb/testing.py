@@ -9,6 +9,7 @@ __all__ = ['all_alike', 'test_eq', 'test_close', 'raises', 'clock', 'take_turns'
 import time
 import timeit
 from collections.abc import Callable
+from pathlib import Path
 
 import pandas as pd
 import torch
@@ -49,13 +50,15 @@ def raises(
     call: Callable[[], object],  # what must fail
     words: str = "",  # that its message must hold
     kind: type[Exception] = SeeError,  # of the error
+    without: str | Path = "",  # a folder of this computer, which the message is to call ROOT
 ) -> str:  # the message
     "The message of the error that a call raises; an AssertionError if it raises none."
     try:
         call()
     except kind as error:
         assert words in str(error), f"expected {words!r} in {str(error)!r}"
-        return str(error)
+        text = str(error)
+        return text.replace(f"{without}/", "").replace(str(without), "ROOT") if without else text
     raise AssertionError(f"expected {kind.__name__}, got none")
 
 # %% ../nbs/testing.ipynb #c06

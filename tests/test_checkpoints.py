@@ -100,12 +100,12 @@ def test_a_changed_data_set_is_not_gone_on_with(stopped, tiny):
     part = tiny["train"]
     renamed = ["new name", *part.classes[1:]]
     tiny["train"] = RetrievalDataset(part.images, part.labels, renamed, "tiny", "train")
-    with pytest.raises(SeeError, match="the classes missing now are train 0"):
+    with pytest.raises(SeeError, match="other images or labels, classes .new name, train 0"):
         train(SMALL, checkpoint=stopped, resume=True, **KEPT)
     images = part.images.clone()
     images[0, 0, 0, 0] ^= 1
     tiny["train"] = RetrievalDataset(images, part.labels, part.classes, "tiny", "train")
-    with pytest.raises(SeeError, match="images or labels have changed"):
+    with pytest.raises(SeeError, match="got other images or labels. Put"):
         train(SMALL, checkpoint=stopped, resume=True, **KEPT)
     tiny["train"] = part
     assert train(SMALL, checkpoint=stopped, resume=True, **KEPT).row["n_expanded"] > 0

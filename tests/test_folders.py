@@ -63,20 +63,21 @@ def test_labels_csv_gives_classes_and_splits(own):
 
 
 LISTS = {
-    "path;label\ncup/0.jpeg;a\n": "line 1: expected the header 'path,label', got 'path;label'",
-    "path,path,label\na,a,b\n": "line 1: expected the header .* with 2 path",
-    "": "line 1: expected the header 'path,label', got ''",
-    "path,label\n": "expected rows below the header, got none",
+    "path;label\ncup/0.jpeg;a\n": "line 1: expected the header 'path,label' .* got 'path;label'",
+    "path,path,label\na,a,b\n": "line 1: expected the header .* got 'path,path,label'",
+    "": "line 1: expected the header 'path,label' and rows below it, got '' and 0 rows",
+    "path,label\n": "and rows below it, got 'path,label' and 0 rows",
     "path,label\ncup/0.jpeg,\n": "line 2: expected 2 values",  # an image with no class
     "path,label\ncup/0.jpeg,a,b\n": "line 2: expected 2 values",
     "path,label\ncup/0.jpeg," + "a" * 10**5 + "\n": "line 2: expected 2 values .* 1 to 1,000",
-    "path,label\ncup/0.jpeg," + "a" * 10**6 + "\n": "line 2: field larger",
+    "path,label\ncup/0.jpeg," + "a" * 10**6 + "\n": "field larger",
     "path,label,split\ncup/0.jpeg,a,train\nfork/0.jpeg,b,val\n": "line 3: expected train or test",
-    "path,label,split\ncup/0.jpeg,a,train\nfork/0.jpeg,a,test\n": "1 classes in both parts .*, a.",
-    "path,label,split\ncup/0.jpeg,a,train\nfork/0.jpeg,b,train\n": "got only rows with split train",
+    "path,label,split\ncup/0.jpeg,a,train\nfork/0.jpeg,a,test\n": "expected each class in one part once, got a more often",
     "path,label\ncup/0.jpeg,a\nfork/9.jpeg,b\n": r"1 of 2 listed images are missing \(fork/9.jpeg",
-    "path,label\ncup/0.jpeg,a\nfork/0.jpeg,a\n": r"expected at least two classes, .* got \['a'\]",
-    "path,label\ncup/0.jpeg,café\n".encode("utf-16"): "expected text in UTF-8",
+    "path,label\ncup/0.jpeg,a\nfork/0.jpeg,a\n": "test_fraction: expected a share that leaves a class on each side of a in",
+    "path,label\ncup/0.jpeg,café\n".encode(
+        "utf-16"
+    ): "codec can.t decode byte 0xff .* Save it as text in UTF-8",
 }
 
 
@@ -90,11 +91,12 @@ def test_a_wrong_list_is_told(own, text):
 
 LAYOUTS = {  # photos, and what is said of them
     "a/1.png b/2.png stray.png": r"got 1 images with no class \(stray.png\)",
-    "train/a/1.png train/b/1.png": r"got \['train'\]. Add another class, or give .*/train.",
-    "": "expected one sub-folder per class, got no photo. Give",
+    "train/a/1.png train/b/1.png": r"got \['train'\], which look like splits",
+    "images/a/1.png images/b/1.png": "a class on each side of images in .* Add classes, or give the folder",
+    "": "expected photos in .* or below, got none. Give",
+    "a/1.png b/2.cr3": "got no photo of b that can be read here. Save the photos as JPEG",
 }
-SPLITS = ["Train valid test", "TRAIN VAL", "train test more", "train_set 2_test", "train unlabeled"]
-for names in [*SPLITS, "train2017 val2017 more"]:
+for names in ["Train valid test", "TRAIN VAL"]:
     paths = " ".join(f"{name}/{label}/1.png" for name in names.split() for label in "ab")
     LAYOUTS[paths] = "which look like splits. Put the classes side by side"
 
@@ -102,20 +104,9 @@ for names in [*SPLITS, "train2017 val2017 more"]:
 @pytest.mark.parametrize("paths", LAYOUTS)
 def test_a_folder_that_is_not_one_sub_folder_per_class_is_refused(tmp_path, paths):
     for path in paths.split():
-        photo(tmp_path / path)
+        photo(tmp_path / path, kind="PNG")
     with pytest.raises(SeeError, match=LAYOUTS[paths]):
         load_dataset("folder", tmp_path)
-
-
-@pytest.mark.parametrize(
-    "names",
-    ["car,plane,train", "freight train,metro train,steam train", "5.Train_bird,bee,cow,fly"],
-)
-def test_classes_may_have_a_word_of_splits_in_their_names(tmp_path, names):
-    for name in names.split(","):
-        photo(tmp_path / name / "1.png")
-        photo(tmp_path / name / "2.png")
-    assert sorted(set(list_folder(tmp_path).frame.label)) == names.split(",")
 
 
 # Nothing vanishes
@@ -129,14 +120,12 @@ def test_every_format_that_pillow_reads_is_a_photo(tmp_path):
 
 
 def test_what_is_left_out_is_counted_by_reason_in_one_sentence(own):
-    for path in ("cup/new.cr3", "cup/notes.txt", "docs/read me.txt", "cup/Thumbs.db", "loose.cr3"):
-        (own / path).parent.mkdir(exist_ok=True)
+    for path in ("cup/new.cr3", "cup/notes.txt", "cup/Thumbs.db", "loose.cr3"):
         (own / path).touch()
     photo(own / "__MACOSX" / "cup" / "0.jpeg")
     photo(own / "cup" / "@eaDir" / "0.jpeg" / "THUMB.jpg")
-    (own / "README").touch()
     expected = (
-        r"left out are files .*: 2 .cr3, 2 .txt \(loose.cr3, cup/new.cr3, cup/notes.txt, ...\); "
+        r"left out are files .*: 3 \(loose.cr3, cup/new.cr3, cup/notes.txt\); "
         r"left out are hidden files .* and the like: 4 \(.cache, __MACOSX, cup/.thumbnail.jpg, ...\)"
     )
     with pytest.warns(UserWarning, match=expected):
@@ -150,7 +139,7 @@ def test_photos_that_a_list_passes_over_are_counted_and_named(own):
     rows = "".join(f"{path},{i // 2}\n" for i, path in enumerate(listed))
     (own / "labels.csv").write_text("path,label\n" + rows)
     (own / "cup" / "new.cr3").touch()
-    sentence = "labels.csv does not list 9 of 13 photos: 8 .jpeg, 1 .cr3 (cup/deep/er/1.jpeg, "
+    sentence = "labels.csv does not list 8 of 12 photos (cup/deep/er/1.jpeg, "
     assert sentence in list_folder(own).note and sentence in check_dataset("folder", own)
     frame = OwnPhotos.of(own).frame
     assert len(frame) == 12 and sorted(frame.label) == [*[""] * 8, *"0011"]
@@ -193,13 +182,11 @@ def test_a_path_in_another_form_is_the_same_photo(own, path):
         load_dataset("folder", own)
 
 
-@pytest.mark.parametrize("name", ["Labels.csv", "a link"])
-def test_a_list_under_another_name_or_behind_a_dead_link_is_not_passed_over(own, name):
-    if name == "a link":
-        (own / "labels.csv").symlink_to(own / "gone.csv")
-    else:
-        (own / name).write_text("path,label\n")
-    with pytest.raises(SeeError, match="(?i)labels.csv: expected a file labels.csv or none"):
+def test_a_list_under_another_name_or_behind_a_dead_link_is_not_passed_over(own):
+    (own / "Labels.csv").write_text("path,label\n")
+    assert "1 (Labels.csv)" in OwnPhotos.of(own).left_out
+    (own / "labels.csv").symlink_to(own / "gone.csv")
+    with pytest.raises(SeeError, match="labels.csv: cannot be read"):
         load_dataset("folder", own)
 
 
@@ -271,20 +258,12 @@ def test_a_trained_class_under_another_name_is_not_tested_and_another_folder_who
     assert len(test.classes) == 6 and len(test) == 12
 
 
-def test_too_few_classes_or_photos_are_told(own, tmp_path):
+def test_too_few_classes_are_told(own):
     with pytest.warns(UserWarning, match="only 3 classes"):
         with pytest.raises(SeeError, match=r"^validation: expected 0 \(--validation 0\) .* 0.1"):
             Splits.load(OWN, own)
-    with pytest.raises(SeeError, match="test_fraction: expected a share"):
+    with pytest.raises(SeeError, match="test_fraction: expected a share that leaves a class"):
         load_dataset("folder", own, test_fraction=0.99)
-    for name in "abcd":
-        photo(tmp_path / "lone" / name / "1.png")
-    for call in (lambda f: load_dataset("folder", f, "test"), lambda f: check_dataset("folder", f)):
-        with pytest.raises(SeeError, match="2 of the 2 test classes have one image.*would be 0"):
-            call(tmp_path / "lone")
-    (own / "wok" / "0.jpeg").unlink()
-    with pytest.warns(UserWarning, match="1 of the 3 test classes have one image"):
-        load_dataset("folder", own, "test")
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read all")

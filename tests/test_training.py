@@ -567,7 +567,7 @@ def test_a_flipped_bit_in_what_is_kept_is_found(small_photos, tmp_path):
 
 
 OMNIGLOT = pytest.mark.skipif(
-    dataset_states()["omniglot"]["state"] != "there and complete",
+    dataset_states()["omniglot"] != "there and complete",
     reason="omniglot is not in the data root (set SEE_NB_DATA)",
 )
 

@@ -11,8 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .augmentations import draw_partners
-from .mining import TrainingHooks
-from ..errors import SeeError
+from .mining import TakesFeatures
 from ..method.expansion import full_precision
 from ..method.synthetics import Batch, Expansion
 
@@ -33,27 +32,14 @@ def as_constant(module: nn.Module, x: Tensor) -> Tensor:
     return torch.func.functional_call(module, constants, (x,))
 
 
-class Generator(TrainingHooks, Expansion):
-    "What DAML and HDML share: the features they take, and the loss of their own."
+class Generator(TakesFeatures, Expansion):
+    "What DAML and HDML share: they take features, and have a loss of their own."
 
-    asks = ("features",)
+    _own = None
 
-    def __init__(self):
-        super().__init__()
-        self._taken, self._own = None, None
-
-    def take(self, features: Tensor, head: nn.Module) -> None:
-        self._taken = features, [head]  # in a list: the head is no part of this module
-
-    def given(self, n: int) -> tuple[Tensor, nn.Module]:
+    def given(self, batch: Batch) -> tuple[Tensor, nn.Module]:
         "Features and head of this batch."
-        if self._taken is None or len(self._taken[0]) != n:
-            raise SeeError(
-                f"{type(self).__name__}: expected the features of this batch of {n}. Call "
-                "take(features, head) before each batch; `train` does."
-            )
-        features, (head,) = self._taken
-        self._taken = None
+        features, head = self.taken(len(batch.labels))
         return full_precision(features), head
 
     def _unused(self) -> Tensor:
@@ -99,7 +85,7 @@ class DAML(Generator):
         self, batch: Batch, centers: Tensor, k: int
     ) -> Tensor:  # (N, K, D), unit rows; (N, 0, D) while a part learns alone
         "A harder version of each source, for K anchors."
-        self._own, (x, head) = self._unused(), self.given(len(batch.labels))
+        self._own, (x, head) = self._unused(), self.given(batch)
         if self.epoch < self.pretrain or not len(batch.chosen):
             return batch.sources[:, None][:, :0]
         a, p = draw_triplets(batch, k)
@@ -180,7 +166,7 @@ class HDML(Generator):
 
     def synthetics(self, batch: Batch, centers: Tensor, k: int) -> Tensor:  # (N, K, D), unit rows
         "Each source pulled towards K anchors, made into features, and embedded again."
-        (x, head), z, count = self.given(len(batch.labels)), batch.embeddings, len(batch.labels)
+        (x, head), z, count = self.given(batch), batch.embeddings, len(batch.labels)
         self._own = None
         if not len(batch.chosen):
             return batch.sources[:, None][:, :0]

@@ -4,15 +4,13 @@
 
 # %% auto #0
 __all__ = ['DRAWN', 'HOW_TO_GET', 'as_labels', 'as_images', 'RetrievalDataset', 'image_digest', 'some_images', 'leave_out',
-           'split_classes', 'same_data', 'check_never_trained', 'data_root', 'existing_root', 'root_of', 'open_drawn',
-           'open_listing', 'check_lone_images', 'load_dataset', 'recall_ks', 'dataset_state', 'dataset_states',
-           'check_dataset']
+           'split_classes', 'same_data', 'check_never_trained', 'data_root', 'root_of', 'open_drawn', 'open_listing',
+           'load_dataset', 'recall_ks', 'find_dataset', 'dataset_states', 'check_dataset']
 
 # %% ../../nbs/data/05_datasets.ipynb #c03
 import hashlib
 import json
 import os
-import warnings
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -21,54 +19,49 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .benchmarks import BENCHMARKS, benchmark_state, list_benchmark, open_benchmark
+from .benchmarks import BENCHMARKS, list_benchmark, open_benchmark
 from see_nb.data.drawings import (
     GLYPHS_VERSION,
     OMNIGLOT,
-    glyphs_state,
     omniglot_files,
-    omniglot_state,
     open_glyphs,
     open_omniglot,
 )
 from .folders import Listing, check_listing, list_folder
 from .photos import READING, Photos, check_photos, first_of
-from ..errors import SeeError, one_of
+from ..errors import SeeError, check_that, one_of
 from ..files import expanded
 
 # %% ../../nbs/data/05_datasets.ipynb #c06
 def as_labels(
     labels: Tensor | np.ndarray | Sequence[int],
-    classes: Sequence[str],
+    n_classes: int,
 ) -> Tensor:  # int64
     "Labels as numbers of the classes, each at least once; a SeeError for anything else."
     array = labels.cpu().numpy() if isinstance(labels, Tensor) else np.asarray(labels)
-    if array.ndim != 1 or array.dtype.kind not in "iu":
-        kind = "text" if array.dtype.kind in "USO" else array.dtype
-        raise SeeError(f"labels: expected whole numbers (N,), got {kind} {array.shape}.")
-    labels, n = torch.from_numpy(array.astype(np.int64)), len(classes)
-    if len(set(classes)) != n:
-        raise SeeError(f"classes: expected {n} different names, got {len(set(classes))}.")
-    if not torch.equal(labels.unique(), torch.arange(n)):
-        raise SeeError(
-            f"labels: expected each of the {n} classes at least once, as numbers from 0, got "
-            f"{len(labels.unique())} different labels. Renumber them, or leave out empty classes."
-        )
+    whole = array.ndim == 1 and array.dtype.kind in "iu"
+    check_that(whole, "labels", array, "whole numbers (N,)")
+    labels = torch.from_numpy(array.astype(np.int64))
+    there = labels.unique()
+    check_that(
+        torch.equal(there, torch.arange(n_classes)),
+        "labels",
+        len(there),
+        f"each of the {n_classes} classes at least once, as numbers from 0",
+        "Renumber them, or leave out empty classes.",
+    )
     return labels
 
 # %% ../../nbs/data/05_datasets.ipynb #c06d
 def as_images(images: Tensor | np.ndarray | Photos, n: int) -> Tensor | Photos:
     "Images as a tensor or photos; a SeeError for what is neither, or not as many as the labels."
     images = torch.from_numpy(images) if isinstance(images, np.ndarray) else images
-    right, got = isinstance(images, Photos), type(images).__name__
+    right = isinstance(images, Photos)
     if isinstance(images, Tensor):
         right = images.ndim in ((4,) if images.dtype == torch.uint8 else (3, 5))
-        got = f"{images.dtype} {tuple(images.shape)}"
-    if not right or len(images) != n:
-        raise SeeError(
-            "images: expected uint8 (N, channels, H, W), Photos, features (N, crops, F) or maps "
-            f"(N, crops, channels, H, W) with N = {n} labels, got {len(images)}: {got}."
-        )
+    kinds = "uint8 (N, channels, H, W), Photos, features (N, crops, F) or maps"
+    expected = f"{kinds} (N, crops, channels, H, W) with N = {n} labels"
+    check_that(right and len(images) == n, "images", images, expected)
     return images
 
 # %% ../../nbs/data/05_datasets.ipynb #c07
@@ -79,17 +72,17 @@ class RetrievalDataset:
         self,
         images: Tensor | Photos,  # uint8 (N, channels, H, W), or photos, or features (N, crops, F)
         labels: Tensor | Sequence[int],  # in [0, C), every class present, (N,)
-        classes: Sequence[str],  # C names
+        classes: Sequence[str],  # C different names
         name: str = "",  # of the data set
         split: str = "",  # "train" or "test"
         gallery: "RetrievalDataset | None" = None,  # what is searched, if not the images themselves
         version: str = "1",  # of the way the files are read
         original: "RetrievalDataset | None" = None,  # with the images these were made from
     ):
-        if classes is None:
-            raise SeeError("classes: expected the names of the classes, got None.")
         self.classes = classes.tolist() if isinstance(classes, np.ndarray) else list(classes)
-        self.labels = as_labels(labels, self.classes)
+        n = len(self.classes)
+        check_that(len(set(self.classes)) == n, "classes", n, "different names")
+        self.labels = as_labels(labels, n)
         self.images = as_images(images, len(self.labels))
         self.name, self.split, self.gallery = name, split, gallery
         self.version, self.original = version, original
@@ -188,20 +181,15 @@ def same_data(
     dataset: RetrievalDataset,  # that is there now
 ) -> None:
     "A SeeError that names what has changed since; the remedy is to put it back, or to start anew."
-    missing = [name for name in stored["classes"] if name not in set(dataset.classes)]
-    new = [name for name in dataset.classes if name not in set(stored["classes"])]
-    changes = {
-        f"it was {stored['name']!r}": stored["name"] != dataset.name,
-        f"the classes missing now are {first_of(missing)}": missing,
-        f"the classes {first_of(new)} are new": new,
-        "the classes come in another order": stored["classes"] != dataset.classes,
-        f"version {stored['version']} was read": stored["version"] != dataset.version,
-        "images or labels have changed": stored["image_hash"] != dataset.image_hash,
-    }
-    if found := [text for text, changed in changes.items() if changed]:
+    there, words = dataset.facts(), {"image_hash": "images or labels"}
+    changed = [words.get(name, name) for name in there if stored[name] != there[name]]
+    other = sorted(set(stored["classes"]) ^ set(dataset.classes))
+    names = f" ({first_of(other)})" if other else ""
+    if changed:
         raise SeeError(
-            f"dataset: expected the {dataset.name!r} that the training began with, but {found[0]}. "
-            "Put the data back as it was, or train anew in another folder."
+            f"dataset: expected the {dataset.name!r} that the training began with, but got other "
+            f"{', '.join(changed)}{names}. Put the data back as it was, or train anew in another "
+            "folder."
         )
 
 # %% ../../nbs/data/05_datasets.ipynb #c13c
@@ -221,22 +209,11 @@ def check_never_trained(
 def data_root(
     root: str | Path | None = None,  # None: the environment variable SEE_NB_DATA, else ~/.cache
 ) -> Path:
-    "The folder of all data sets; a SeeError if a file is in its place."
-    path = expanded(root or os.environ.get("SEE_NB_DATA") or "~/.cache/see_nb")
-    there = next((p for p in (path, *path.parents) if os.path.lexists(p)), path)
-    if not there.is_dir() and os.path.lexists(there):
-        raise SeeError(f"root: expected a folder {path}, but {there} is none. Give another root.")
-    return path
-
-
-def existing_root(root: str | Path | None) -> Path:
-    "The data root; a SeeError for one that is named and not there."
-    place = data_root(root)
-    if root is not None and not place.is_dir():
-        raise SeeError(
-            f"root: there is no folder {root}. Create it, or leave root out to use SEE_NB_DATA or "
-            "~/.cache/see_nb."
-        )
+    "The folder of all data sets; a SeeError for one that is named and not there, or a file."
+    place = expanded(root or os.environ.get("SEE_NB_DATA") or "~/.cache/see_nb")
+    if not place.is_dir() and (root or os.path.lexists(place)):
+        remedy = "Create it, or leave root out to use SEE_NB_DATA or ~/.cache/see_nb."
+        raise SeeError(f"root: there is no folder {place}. {remedy}")
     return place
 
 # %% ../../nbs/data/05_datasets.ipynb #c19
@@ -256,15 +233,15 @@ def root_of(name: str, root: str | Path | None) -> Path:
     one_of("dataset", name, HOW_TO_GET)
     if name == "folder" and root is None:
         raise SeeError(f"root: expected a folder, got None. {HOW_TO_GET['folder']}")
-    return existing_root(root)
+    return data_root(root)
 
 # %% ../../nbs/data/05_datasets.ipynb #c20
 def open_drawn(name: str, place: Path, split: str) -> RetrievalDataset:
     "A data set of drawings."
     images, labels, classes = DRAWN[name](place, split)
     version = str(GLYPHS_VERSION if name == "glyphs" else READING)
-    pixels, numbers = torch.from_numpy(images)[:, None], torch.from_numpy(labels)
-    return RetrievalDataset(pixels, numbers, classes, name, split, version=version)
+    pixels = torch.from_numpy(images)[:, None]
+    return RetrievalDataset(pixels, labels, classes, name, split, version=version)
 
 
 def open_listing(
@@ -290,17 +267,6 @@ def open_listing(
         dataset = RetrievalDataset(photos, part.label.map(number).tolist(), classes, *facts)
     return dataset
 
-# %% ../../nbs/data/05_datasets.ipynb #c20d
-def check_lone_images(listing: Listing) -> None:
-    "A SeeError for a test in which nothing can be found, a warning where some cannot."
-    sizes = listing.part("test").label.value_counts()  # none where a gallery is searched
-    n, lone = len(sizes), int((sizes == 1).sum())
-    text = f"{listing.name}: {lone} of the {n} test classes have one image, which has none to find"
-    if lone and lone == n:
-        raise SeeError(f"{text}. Recall@K would be 0. Add images to them.")
-    if lone:
-        warnings.warn(f"{text} and counts as a miss at every K.", stacklevel=3)
-
 # %% ../../nbs/data/05_datasets.ipynb #c21
 def load_dataset(
     name: str,  # one of HOW_TO_GET
@@ -319,10 +285,7 @@ def load_dataset(
         return open_drawn(name, place, split)
     listing = list_folder(place, **options) if own else open_benchmark(name, place)
     check_listing(listing, allow_incomplete)
-    dataset = open_listing(listing, split, (data_root() if own else place) / "cache")
-    if split == "test":
-        check_lone_images(listing)
-    return dataset
+    return open_listing(listing, split, (data_root() if own else place) / "cache")
 
 # %% ../../nbs/data/05_datasets.ipynb #c26
 def recall_ks(
@@ -331,26 +294,34 @@ def recall_ks(
     "At which K the Recall@K of a data set is reported."
     return BENCHMARKS[name].ks if name in BENCHMARKS else (1, 2, 4, 8)
 
-# %% ../../nbs/data/05_datasets.ipynb #c29
-def dataset_state(name: str, root: Path) -> tuple[Path | str, str]:  # where, and what is there
-    "Whether a data set is there and complete."
-    drawn = {"glyphs": glyphs_state, "omniglot": omniglot_state}
-    if name == "folder":
-        return "ROOT", "wherever your photos are"
-    return drawn[name](root) if name in drawn else benchmark_state(name, root)
+# %% ../../nbs/data/05_datasets.ipynb #c32
+def find_dataset(name: str, place: Path) -> Listing | None:  # None: of drawings
+    "The files of a data set, all there; a SeeError for what is missing. Fetches nothing."
+    if name == "omniglot":
+        for split in OMNIGLOT:
+            omniglot_files(place, split)
+    if name in DRAWN:
+        return None
+    listing = list_folder(place) if name == "folder" else list_benchmark(name, place)
+    if listing.problem():
+        raise SeeError(f"{listing.problem()}. {listing.remedy}")
+    return listing
 
 
 def dataset_states(
     root: str | Path | None = None,  # data root, see `data_root`
-) -> dict[str, dict[str, str]]:  # name -> where, state and how to get it
+) -> dict[str, str]:  # name -> state, and how to get what is not there
     "Whether each data set is there and complete. Makes and downloads nothing."
-    place, states = existing_root(root), {}
-    for name, get in HOW_TO_GET.items():
-        where, state = dataset_state(name, place)
-        states[name] = {"where": str(where), "state": state, "get": get}
-    return states
+    place, states = data_root(root), {name: HOW_TO_GET[name] for name in ("glyphs", "folder")}
+    for name in HOW_TO_GET.keys() - states:
+        try:
+            find_dataset(name, place)
+            states[name] = "there and complete"
+        except SeeError as error:
+            states[name] = str(error)
+    return {name: states[name] for name in HOW_TO_GET}
 
-# %% ../../nbs/data/05_datasets.ipynb #c32
+# %% ../../nbs/data/05_datasets.ipynb #c32b
 def check_dataset(
     name: str,  # one of HOW_TO_GET
     root: str | Path | None = None,  # data root, see `data_root`; for "folder" the folder itself
@@ -360,15 +331,10 @@ def check_dataset(
 ) -> str:  # a report
     "What is there of a data set; a SeeError for what is missing or damaged. Fetches nothing."
     place = root_of(name, root)
-    if name in DRAWN:
-        for split in OMNIGLOT if name == "omniglot" else ():
-            omniglot_files(place, split)
+    listing = find_dataset(name, place)
+    if not listing:
         parts = [str(open_drawn(name, place, split)) for split in ("train", "test")]
         return "\n  ".join([f"{name} in {place}", *parts])
-    listing = list_folder(place) if name == "folder" else list_benchmark(name, place)
-    if listing.problem():
-        raise SeeError(f"{listing.problem()}. {listing.remedy}")
-    check_lone_images(listing)
     lines = [f"{name} in {listing.folder}", *listing.report(), listing.note]
     if decode:
         photos = Photos(listing.folder, listing.frame.path.tolist())

@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['GLYPHS_VERSION', 'GLYPHS_SIZE', 'DEJAVU', 'STIX', 'Drawings', 'OMNIGLOT', 'OMNIGLOT_BYTES', 'font_files',
-           'draw_character', 'draw_glyphs', 'cached_arrays', 'glyphs_file', 'open_glyphs', 'omniglot_files',
-           'read_drawing', 'fetch_omniglot', 'open_omniglot', 'glyphs_state', 'omniglot_state']
+           'draw_character', 'draw_glyphs', 'cached_arrays', 'open_glyphs', 'omniglot_files', 'read_drawing',
+           'fetch_omniglot', 'open_omniglot']
 
 # %% ../../nbs/data/04_drawings.ipynb #c03
 import unicodedata
-import warnings
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -78,28 +78,20 @@ def cached_arrays(path: Path, make: Callable[[], Drawings]) -> Drawings:
     "Drawings read from a file, or made and kept."
     stored = read_arrays(path)
     if stored is None:
-        if path.is_file():
-            print(f"{path}: it is damaged; it is made anew.")
         images, labels, classes = make()
         stored = {"images": images, "labels": labels, "classes": np.array(classes)}
-        try:
+        with suppress(SeeError):  # a place that cannot be written is no reason to stop
             write_arrays(path, **stored)
-        except SeeError as error:
-            warnings.warn(f"{error} It is made anew each time.", stacklevel=2)
     return stored["images"], stored["labels"], stored["classes"].tolist()
 
 # %% ../../nbs/data/04_drawings.ipynb #c12
-def glyphs_file(root: Path) -> Path:
-    "Where the drawn letters are kept."
-    return root / f"glyphs-v{GLYPHS_VERSION}.npz"
-
-
 def open_glyphs(
     root: Path,  # data root
     split: str,  # "train" or "test": one half of the letters each
 ) -> Drawings:
     "The letters of a split, drawn on first use."
-    images, labels, characters = cached_arrays(glyphs_file(root), draw_glyphs)
+    file = root / f"glyphs-v{GLYPHS_VERSION}.npz"
+    images, labels, characters = cached_arrays(file, draw_glyphs)
     order = np.random.RandomState(0).permutation(len(characters))
     half = len(order) // 2
     chosen = np.sort(order[:half] if split == "train" else order[half:])
@@ -145,7 +137,7 @@ def fetch_omniglot(root: Path, split: str) -> None:
     url, md5 = f"{Omniglot.download_url_prefix}/{folder}.zip", Omniglot.zips_md5[folder]
     archive = Archive(f"{folder}.zip", md5, url, OMNIGLOT_BYTES)
     get = f"omniglot: put the official {folder}.zip into {tree}, or give another root."
-    fetch(tree / folder, archive, [tree, root], get)
+    fetch(tree / folder, archive, get)
 
 
 def open_omniglot(
@@ -164,19 +156,3 @@ def open_omniglot(
     if not tree.is_dir():
         fetch_omniglot(root, split)
     return cached_arrays(root / f"omniglot-28-{split}.npz", make)
-
-# %% ../../nbs/data/04_drawings.ipynb #c25
-def glyphs_state(root: Path) -> tuple[Path, str]:  # where it is looked for, and what is there
-    "Whether the letters are drawn."
-    return glyphs_file(root), "there" if glyphs_file(root).exists() else "not drawn yet"
-
-
-def omniglot_state(root: Path) -> tuple[Path, str]:  # where it is looked for, and what is there
-    "Whether Omniglot is there and complete."
-    tree = root / "omniglot-py"
-    try:
-        for split in OMNIGLOT:
-            omniglot_files(root, split)
-    except SeeError as error:
-        return tree, f"incomplete: {error}" if any(tree.glob("images_*")) else "not there"
-    return tree, "there and complete"

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SPREAD', 'recipe_for', 'seconds_of_run', 'plan_in_words', 'Comparison', 'compare', 'compare_page', 'answer_in_words',
-           'rates_table', 'raw_features']
+           'rates_table']
 
 # %% ../../nbs/experiments/03_compare.ipynb #c02
 import time
@@ -235,29 +235,20 @@ def answer_in_words(
         for test in found.tests().to_dict("records")
     ]
     level = found.rows[found.rows.arm == found.first].recall.mean()
+    rows = found.rows[found.rows.raw.map(bool)] if "raw" in found.rows else found.rows[:0]
     said += [
-        f"Without any training, {name} reaches a Recall@1 of {100 * raw['recall_at_1']:.1f} %; "
-        f"{found.first} reaches {level:.1f} %."
-        for name, raw in raw_features(found).items()
+        f"Without any training, {row.backbone} at {row.image_size} px reaches a Recall@1 of "
+        f"{100 * row.raw['recall_at_1']:.1f} %; {found.first} reaches {level:.1f} %."
+        for row in rows.drop_duplicates(["backbone", "image_size"]).itertuples()
     ]
     return " ".join(said)
 
 
 def rates_table(found: Comparison) -> pd.DataFrame:  # texts
-    "What each recipe reaches, with which rates, and what raw features reach."
+    "What each recipe reaches, with which rates, in how many seconds a run."
     table = levels_table(found.rows, ["arm"]).set_index("arm").loc[list(found.recipes)]
     for name in ("learning_rate", "proxy_rate"):
         values = [f"{getattr(recipe, name):g}" for recipe in found.recipes.values()]
         table[name.replace("_", " ")] = values
     table["seconds"] = found.rows.groupby("arm").seconds.median().map("{:.1f}".format)
-    for name, raw in raw_features(found).items():
-        levels = [f"{100 * raw[metric]:.2f}" for metric in ("recall_at_1", "map_at_r")]
-        table.loc[name, table.columns[:2]] = levels
-    return table.fillna("").reset_index(names="recipe")
-
-
-def raw_features(found: Comparison) -> dict[str, dict]:  # a line's name -> metrics
-    "What the pretrained networks reach without any training; none where they begin at random."
-    rows = found.rows[found.rows.raw.map(bool)] if "raw" in found.rows else found.rows[:0]
-    rows = rows.drop_duplicates(["backbone", "image_size"])
-    return {f"raw {row.backbone}, {row.image_size} px": row.raw for row in rows.itertuples()}
+    return table.reset_index(names="recipe")

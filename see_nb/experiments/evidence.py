@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['ABOVE', 'BELOW', 'EQUAL', 'UNEQUAL', 'SHORT', 'CLAIMS', 'PAPER_CLAIMS', 'PREDICTIONS', 'ALL_CLAIMS', 'EFFECT_PARTS',
            'labelled', 'in_points', 'evidence_rows', 'Claim', 'pairs_of', 'differences', 'claim_tests',
-           'class_interval', 'tests_table', 'details_table', 'predictions_table', 'counted', 'setting_effects',
-           'raw_recall', 'pooled_in_words']
+           'class_interval', 'tests_table', 'details_table', 'counted', 'setting_effects', 'raw_recall',
+           'pooled_in_words']
 
 # %% ../../nbs/experiments/12_evidence.ipynb #c02
 from collections.abc import Iterator
@@ -331,24 +331,14 @@ def tests_table(
     metric: str = "Recall@1",
 ) -> pd.DataFrame:  # texts, short
     "What was compared and where, the verdict, the effect in points with its 95 % interval, n, p."
-    table = [
-        {
-            "A − B": test["compared"],
-            "where": test["where"],
-            "verdict": test["verdict"],
-            f"{metric}, points": with_interval(test),
-            "n": _of_planned(test) + ("*" if "added after a look" in test["note"] else ""),
-            "p (Holm)": f"{test['corrected']:.2g}",
-        }
-        for test in tests.to_dict("records")
-    ]
+    table = []
+    for test in tests.to_dict("records"):
+        n = f"{test['n']}" if test["n"] >= test["planned"] else f"{test['n']} of {test['planned']}"
+        line = {"A − B": test["compared"], "where": test["where"], "verdict": test["verdict"]}
+        line |= {f"{metric}, points": with_interval(test)}
+        line |= {"n": n + "*" * ("added after a look" in test["note"])}
+        table.append(line | {"p (Holm)": f"{test['corrected']:.2g}"})
     return pd.DataFrame(table)
-
-
-def _of_planned(test: dict) -> str:
-    "How many seeds, and of how many where some are missing."
-    missing = test["n"] < test["planned"]
-    return f"{test['n']} of {test['planned']}" if missing else f"{test['n']}"
 
 # %% ../../nbs/experiments/12_evidence.ipynb #c15a
 def details_table(
@@ -367,30 +357,6 @@ def details_table(
         "note": tests.note,
     }
     return pd.DataFrame(columns)
-
-# %% ../../nbs/experiments/12_evidence.ipynb #c18
-def predictions_table(
-    tests: pd.DataFrame,  # of `claim_tests`, may be empty
-) -> pd.DataFrame:  # texts, one row per prediction
-    "What was predicted, what was seen, and whether it came true."
-    seen, table = {test["claim"]: test for test in tests.to_dict("records")}, []
-    for claim in PREDICTIONS:
-        seeds = PAPER[claim.part].seeds
-        facts = ("", f"0 of {seeds}", "", "not run yet")
-        if test := seen.get(claim.text):
-            facts = (with_interval(test), f"{test['n']} of {seeds}")
-            facts += (test["verdict"], _came_true(test))
-        names = ("part", "prediction", "points", "n", "verdict", "came true")
-        table.append(dict(zip(names, (claim.prediction, claim.text, *facts))))
-    return pd.DataFrame(table)
-
-
-def _came_true(test: dict) -> str:
-    "An effect below the margin counts by its sign."
-    if test["verdict"] == "real but below the margin":
-        sign = {BELOW: -1, ABOVE: 1}.get(test["expected"], 0)
-        return "in sign, below the margin" if sign * test["difference"] >= 0 else "no"
-    return {"supported": "yes", "inconclusive": "open"}.get(test["verdict"], "no")
 
 # %% ../../nbs/experiments/12_evidence.ipynb #c18a
 def counted(

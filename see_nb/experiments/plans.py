@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['QUICK', 'FROZEN', 'WHOLE', 'OMNIGLOT', 'AS_PUBLISHED', 'WITH_ENCODER', 'RANDOM', 'REPEATS', 'SETTINGS', 'CONTROLS',
            'CELL', 'PLAN', 'GATE', 'PAPER', 'with_loss', 'has_parameters', 'rate_search', 'best_rates', 'search_rates',
-           'Part', 'part_searches', 'part_runs', 'with_rates', 'experiment_of', 'run_part', 'raw_row']
+           'Part', 'part_searches', 'part_runs', 'with_rates', 'experiment_of', 'run_part']
 
 # %% ../../nbs/experiments/00_plans.ipynb #c02
 from collections.abc import Callable
@@ -19,9 +19,7 @@ import pandas as pd
 from ..baselines.registry import LOSSES, PAIRS
 from ..errors import one_of
 from ..training.recipes import Recipe
-from ..training.results import append_row, machine
 from ..training.runs import run_recipes
-from ..training.training import prepare, raw_metrics, start_processes
 
 # %% ../../nbs/experiments/00_plans.ipynb #c05
 QUICK = Recipe(dataset="glyphs", width=8, train_classes=144, epochs=6, validation=0)
@@ -324,21 +322,3 @@ def run_part(
     ]
     rates = best_rates(pd.concat(found)) if found else None
     made(experiment_of(name), part_runs(part, rates))
-
-# %% ../../nbs/experiments/00_plans.ipynb #c15b
-def raw_row(
-    recipe: Recipe,  # its data, backbone and size of the photos
-    output: str | Path,  # file that gets the row, once
-    experiment: str = "paper raw",
-    root: str | Path | None = None,  # data root
-) -> None:
-    "What the backbone's features reach without any training."
-    frozen = replace(recipe, frozen="backbone", warmup_epochs=0)
-    training = prepare(frozen, root, start_processes("no"))
-    splits, names = training.splits, ("dataset", "backbone", "image_size")
-    splits.test_set = splits.validation_set or splits.test_set
-    facts = {name: getattr(recipe, name) for name in names}
-    run = " ".join(["raw", *map(str, facts.values()), *(["validation"] * bool(recipe.validation))])
-    facts |= {"split": "validation classes" if recipe.validation else "test classes", "run": run}
-    facts |= {"experiment": experiment, "weights_sha256": training.begun["weights_sha256"]}
-    append_row(facts | raw_metrics(training) | machine(), output, unique="run")

@@ -22,9 +22,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from ..data.datasets import RetrievalDataset, recall_ks
-from ..data.folders import OwnPhotos, no_photos
+from ..data.folders import OwnPhotos
 from ..data.photos import Crops, Photos, Picture, in_threads, read_photo, test_transform
-from ..errors import SeeError
+from ..errors import SeeError, check_that
 from see_nb.retrieval.metrics import (
     mean_average_precision_at_r,
     nearest,
@@ -42,8 +42,6 @@ def as_dataset(
         return images
     if isinstance(images, (str, Path)):
         own = OwnPhotos.of(images)
-        if not own.found.photos:
-            raise no_photos(own.folder, own.left_out)
         images = Photos(own.folder, own.found.photos)
     return RetrievalDataset(images, torch.zeros(len(images), dtype=torch.int64), [""])
 
@@ -57,11 +55,9 @@ def crop_size(
     if not isinstance(images, Photos):
         return image_size or 0
     size = image_size or getattr(model, "image_size", None)
-    if not size:
-        raise SeeError(
-            "image_size: photos have many sizes and the model has none of its own; expected the "
-            "side of the crops in pixels, got None. Give image_size=224, or what it was trained on."
-        )
+    expected = "the side of the crops in pixels, for photos have many sizes and the model has none"
+    remedy = "Give image_size=224, or what it was trained on."
+    check_that(bool(size), "image_size", size, expected, remedy)
     return size
 
 # %% ../../nbs/retrieval/02_embedding.ipynb #c08b
@@ -89,12 +85,9 @@ def embedded(
         for images, *rest in batches:
             with torch.autocast(device.type, dtype) if low else nullcontext():
                 rows = (call or model)(images.to(device, non_blocking=True))
-            if not isinstance(rows, Tensor) or rows.shape[:1] != images.shape[:1]:
-                got = tuple(rows.shape) if isinstance(rows, Tensor) else type(rows).__name__
-                raise SeeError(
-                    f"model: expected one row for each of {len(images)} images, got {got}. Wrap it "
-                    "in a module that returns the embeddings (B, D) alone."
-                )
+            fits = isinstance(rows, Tensor) and rows.shape[:1] == images.shape[:1]
+            remedy = "Wrap it in a module that returns the embeddings (B, D) alone."
+            check_that(fits, "model", rows, f"one row for each of {len(images)} images", remedy)
             yield F.normalize(rows.float(), dim=-1) if low and not call else rows.float(), *rest
     finally:
         model.train(training)

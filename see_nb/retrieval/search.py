@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['NOT_HERE', 'ENOUGH', 'MANY', 'Found', 'found_as_json', 'found_as_text', 'beside', 'Faster', 'keep_faster',
-           'read_faster', 'make_faster', 'refuse_search', 'numbers_of', 'State', 'by_cosine', 'put_first']
+           'read_faster', 'faiss_index', 'make_faster', 'numbers_of', 'State', 'by_cosine', 'put_first']
 
 # %% ../../nbs/retrieval/07_search.ipynb #c03
 import json
@@ -14,7 +14,6 @@ import warnings
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from functools import cached_property
 from html import escape
 from pathlib import Path
 
@@ -99,10 +98,9 @@ def found_as_text(found: Found) -> str:
     top = os.path.commonpath([os.path.dirname(path) for path in table.path])
     table["path"] = [printable(os.path.relpath(path, top)) for path in table.path]
     parts = [f"Paths are relative to {printable(top)}"]
-    for number, unknown in enumerate(found.unknown()):
-        k = found.rows.shape[1]
-        rows = table.iloc[number * k : (number + 1) * k]
-        parts += ["", printable(found.queries[number])] + ([NOT_HERE] if unknown else [])
+    for number, rows in table.groupby(table.index // found.rows.shape[1]):
+        parts += ["", printable(found.queries[number])]
+        parts += [NOT_HERE] if found.unknown()[number] else []
         parts.append(rows[["rank", "similarity", "label", "path"]].to_string(index=False))
     return "\n".join(parts)
 
@@ -146,7 +144,7 @@ def keep_faster(stored: Rows, faster: Faster) -> int:  # version of the photos
     with stored.transaction():
         stored.grow()
         facts |= {"version": stored.version(), "checksum": zlib.crc32(data)}
-        stored.note(factory=faster.factory, faster=json.dumps(facts))
+        stored.note(faster=json.dumps(facts))
     return facts["version"]
 
 
@@ -164,21 +162,31 @@ def read_faster(stored: Rows, version: int) -> Faster | None:
     return Faster(index=faiss.deserialize_index(np.frombuffer(data, np.uint8)), **facts)
 
 # %% ../../nbs/retrieval/07_search.ipynb #c13b
-def make_faster(
+def faiss_index(
     factory: str,  # of faiss: "IVF1024,Flat", "HNSW32", "OPQ16,IVF256,PQ16", ...
     rows: np.ndarray,  # unit rows, (N, D)
-) -> Faster:
-    "An index that looks just far enough to find most of the exact ten nearest."
+) -> faiss.Index:
+    "What a factory string of faiss makes of rows."
     try:
         index = faiss.index_factory(rows.shape[1], factory, faiss.METRIC_INNER_PRODUCT)
         index.train(rows)
         index.add(rows)
+        return index
     except Exception as error:  # faiss raises RuntimeError and its own kinds
         why = str(error).splitlines()[0].rpartition("Error: ")[2][:150]
+        size = f"{len(rows):,} rows of length {rows.shape[1]}"
         raise SeeError(
-            f"factory: faiss cannot make {factory!r} of {len(rows):,} rows of length "
-            f"{rows.shape[1]} ({why}). IVF1024,Flat and HNSW32 are usual ones."
+            f"factory: faiss cannot make {factory!r} of {size} ({why}). IVF1024,Flat and HNSW32 "
+            "are usual ones."
         ) from error
+
+
+def make_faster(
+    factory: str,
+    rows: np.ndarray,  # unit rows, (N, D)
+) -> Faster:
+    "An index that looks just far enough to find most of the exact ten nearest."
+    index = faiss_index(factory, rows)
     queries = rows[np.random.RandomState(0).permutation(len(rows))[:1000]]
     k, start = min(11, len(rows)), time.perf_counter()  # each row finds itself as well
     _, exact = knn(queries, rows, k)
@@ -196,20 +204,6 @@ def make_faster(
     return Faster(factory, index, point.perf, per_query * point.t, per_query * exact_seconds)
 
 # %% ../../nbs/retrieval/07_search.ipynb #c17
-def refuse_search(
-    rows: np.ndarray,  # of the index, (N, D)
-    queries: np.ndarray,  # (Q, D)
-    k: int,
-) -> None:
-    "A SeeError for what cannot be searched for."
-    check_that(k >= 1, "k", k, "at least 1 neighbour")
-    if not len(rows):
-        raise SeeError("index: it holds no photos. `see-nb index --add` takes some in.")
-    if queries.shape[1] != rows.shape[1]:
-        got = f"expected rows of length {rows.shape[1]}, got {queries.shape[1]}"
-        raise SeeError(f"queries: {got}. They are of another model.")
-
-
 def numbers_of(photos: pd.DataFrame, labels: str | Iterable[str]) -> np.ndarray:
     "The photos of some classes."
     wanted = {clean(str(name)) for name in ([labels] if isinstance(labels, str) else labels)}
@@ -229,10 +223,6 @@ class State:
     embeddings: np.ndarray  # unit rows, (N, D)
     faster: Faster | None = None
 
-    @cached_property
-    def number_of(self) -> dict[str, int]:  # path -> row
-        return {path: number for number, path in enumerate(self.photos.path)}
-
     def nearest(
         self,
         queries: np.ndarray,  # unit rows, (Q, D)
@@ -241,21 +231,26 @@ class State:
         labels: str | Iterable[str] | None = None,  # None: of all classes
     ) -> tuple[np.ndarray, np.ndarray]:  # cosines, numbers of photos, (Q, min(k, available))
         "The k nearest of each query, among some classes or all."
-        refuse_search(self.embeddings, queries, k)
+        rows, other = self.embeddings, "They are of another model."
+        check_that(k >= 1, "k", k, "at least 1 neighbour")
+        check_that(len(rows) > 0, "index", 0, "photos", "`see-nb index --add` takes some in.")
+        fits = queries.shape[1] == rows.shape[1]
+        check_that(fits, "queries", queries, f"rows of length {rows.shape[1]}", other)
         if labels is not None:
             numbers = numbers_of(self.photos, labels)
-            similarity, found = knn(queries, self.embeddings[numbers], min(k, len(numbers)))
+            similarity, found = knn(queries, rows[numbers], min(k, len(numbers)))
             return similarity, numbers[found]
-        k, found = min(k, len(self.embeddings)), np.array(-1)
+        k, found = min(k, len(rows)), np.array(-1)
         if self.faster:
             _, found = self.faster.index.search(queries, k)
         if found.min() >= 0:  # else it looked into too few cells to find k
-            similarity, found = by_cosine(queries, self.embeddings, found)
+            similarity, found = by_cosine(queries, rows, found)
         else:
-            similarity, found = knn(queries, self.embeddings, k)
-        for number, own in enumerate(map(self.number_of.get, names)):
-            if own is not None:
-                put_first(own, similarity[number], found[number])
+            similarity, found = knn(queries, rows, k)
+        number_of = {path: number for number, path in enumerate(self.photos.path)} if names else {}
+        for number, name in enumerate(names):
+            if name in number_of:
+                put_first(number_of[name], similarity[number], found[number])
         return similarity, found
 
 # %% ../../nbs/retrieval/07_search.ipynb #c19

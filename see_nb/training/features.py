@@ -17,7 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..data.datasets import RetrievalDataset
-from ..data.photos import Photos, hash_file, test_transform, touched, train_transform
+from ..data.photos import Photos, hash_file, test_transform, train_transform
 from ..files import cannot_write, locked
 from ..retrieval.embedding import embedded, image_loader, weights_digest
 from .models import EmbeddingModel
@@ -71,7 +71,7 @@ def write_rows(
 def kept_file(folder: Path, key: str) -> Path | None:
     "The file of a key; one that is damaged is named and removed."
     for path in folder.glob(f"features-{key}-*.npy"):
-        if path.stem.endswith(hash_file(path)) and touched(path):
+        if path.stem.endswith(hash_file(path)):
             return path
         warnings.warn(f"{path}: damaged (its checksum does not match); made anew.", stacklevel=3)
         path.unlink()
