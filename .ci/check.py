@@ -20,6 +20,8 @@ STEPS = {
     "export": [BIN / "nbdev_export"],
     "README": [sys.executable, ".ci/make_readme.py"],
     "lint": [BIN / "ruff", "check", "see_nb", "tests", ".ci", "nbs/conf.py", "setup.py"],
+    # of the flagged cells, too, which no test here runs
+    "names": [BIN / "ruff", "check", "nbs", "--select", "F821"],
     "wings": [BIN / "lint-imports", "--no-cache"],
     "notebooks": [BIN / "nbdev_test", "--n_workers", "2", "--do_print", "--timing", *LEFT_OUT],
     "tests": [sys.executable, "-m", "pytest"],
