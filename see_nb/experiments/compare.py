@@ -95,7 +95,7 @@ def plan_in_words(
     "How many runs there will be, how long they take, and what they can show."
     n_runs, processes = n_recipes * (seeds + searches), processes or cores()
     hours = seconds * n_runs / processes / 3600
-    spent = f"{hours:.1f} hours" if hours >= 1 else f"{60 * hours:.0f} minutes"
+    spent = f"{hours:.1f} hours" if hours >= 1 else f"{60 * hours:.1f} minutes"
     search = f"up to {searches} runs each to find its rates on validation classes, then "
     return (
         f"{n_recipes} recipes: {search if searches else ''}{seeds} paired runs each. "
