@@ -96,7 +96,8 @@ LAYOUTS = {  # photos, and what is said of them
     "": "expected photos in .* or below, got none. Give",
     "a/1.png b/2.cr3": "got no photo of b that can be read here. Save the photos as JPEG",
 }
-for names in ["Train valid test", "TRAIN VAL"]:
+SPLITS = ["Train valid test", "TRAIN VAL", "train test more", "train_set 2_test", "train unlabeled"]
+for names in [*SPLITS, "train2017 val2017 more"]:
     paths = " ".join(f"{name}/{label}/1.png" for name in names.split() for label in "ab")
     LAYOUTS[paths] = "which look like splits. Put the classes side by side"
 
@@ -107,6 +108,19 @@ def test_a_folder_that_is_not_one_sub_folder_per_class_is_refused(tmp_path, path
         photo(tmp_path / path, kind="PNG")
     with pytest.raises(SeeError, match=LAYOUTS[paths]):
         load_dataset("folder", tmp_path)
+
+
+@pytest.mark.parametrize(
+    "names",
+    ["car,plane,train", "freight train,metro train,steam train", "5.Train_bird,bee,cow,fly"],
+)
+def test_classes_may_have_a_word_of_splits_in_their_names(tmp_path, names):
+    for name in names.split(","):
+        photo(tmp_path / name / "1.png")
+        photo(tmp_path / name / "2.png")
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "read me.txt").touch()  # no class
+    assert sorted(set(list_folder(tmp_path).frame.label)) == names.split(",")
 
 
 # Nothing vanishes

@@ -4,14 +4,16 @@
 
 # %% auto #0
 __all__ = ['SPLITS', 'read_lines', 'check_rows', 'read_list', 'on_disk', 'Listing', 'check_listing', 'clean', 'frame_of',
-           'check_layout', 'real_paths', 'paths_on_disk', 'read_labels', 'choose_split', 'classes_that_test',
-           'not_listed', 'OwnPhotos', 'list_folder']
+           'look_like_splits', 'looks_like_photo', 'check_layout', 'real_paths', 'paths_on_disk', 'read_labels',
+           'choose_split', 'classes_that_test', 'not_listed', 'OwnPhotos', 'list_folder']
 
 # %% ../../nbs/data/02_folders.ipynb #c03
 import csv
 import io
+import mimetypes
 import os
 import posixpath
+import re
 import unicodedata
 import warnings
 from collections.abc import Iterable
@@ -151,7 +153,10 @@ def check_listing(
         warnings.warn(listing.note, stacklevel=4)
 
 # %% ../../nbs/data/02_folders.ipynb #c16
-SPLITS = {"train", "training", "test", "testing", "val", "valid", "validation", "dev", "eval"}
+SPLITS = set(
+    "train training trainset trn test testing testset tst val valid validation dev eval query "
+    "gallery unlabeled unlabelled".split()
+)
 
 
 def clean(name: str) -> str:
@@ -164,16 +169,45 @@ def frame_of(**columns: Iterable[str]) -> pd.DataFrame:
     "A table of any text: pandas' own kind of text takes UTF-8 only."
     return pd.DataFrame({name: pd.Series(list(v), dtype=object) for name, v in columns.items()})
 
+# %% ../../nbs/data/02_folders.ipynb #c16d
+def look_like_splits(
+    names: Iterable[str],
+) -> bool:  # not of a class or two with such a word among many others
+    "Whether folders are called `Train`, `test_set` or `val2017` rather than by classes."
+    words = [SPLITS & set(re.split("[^a-z]+", name.lower())) for name in names]
+    several = len(words) == 1 or len(set().union(*words)) > 1
+    return several and 2 * sum(map(bool, words)) >= len(words) > 0
+
+
+def looks_like_photo(path: str) -> bool:
+    "Whether a file that cannot be read is a picture or a film by its name."
+    kind = mimetypes.guess_type(path)[0] or ""
+    raw = (
+        ".cr2",
+        ".cr3",
+        ".nef",
+        ".arw",
+        ".dng",
+        ".raf",
+        ".orf",
+        ".rw2",
+        ".heic",
+        ".heif",
+        ".avif",
+    )
+    return kind.startswith(("image/", "video/")) or path.lower().endswith(raw)
+
 # %% ../../nbs/data/02_folders.ipynb #c16c
 def check_layout(folder: Path, found: Files) -> None:
     "A SeeError for a folder that is not one sub-folder per class."
     tops = {path.split("/")[0] for path in found.photos}
-    others = {path.split("/")[0] for path in found.left_out.get(UNREADABLE, []) if "/" in path}
+    others = filter(looks_like_photo, found.left_out.get(UNREADABLE, []))
+    others = {path.split("/")[0] for path in others if "/" in path}
     got = ""
     if loose := [path for path in found.photos if "/" not in path]:
         got = f"{len(loose)} images with no class ({first_of(loose)}). Move them into sub-folders, "
         got += "or write a labels.csv with the header path,label."
-    elif {name.lower() for name in tops} <= SPLITS:
+    elif look_like_splits(tops):
         got = f"{sorted(tops)}, which look like splits. Put the classes side by side, or write a "
         got += "labels.csv with the header path,label,split."
     elif lost := sorted(others - tops):
