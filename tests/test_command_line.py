@@ -3,7 +3,6 @@
 import dataclasses
 import os
 import re
-import resource
 import shlex
 import shutil
 import signal
@@ -47,7 +46,7 @@ def test_help_names_every_option(see_nb_command, command):
     )
 
 
-def test_help_loads_no_library_and_starts_at_once(see_nb_process):
+def test_help_loads_no_library():
     code = (
         "import sys\nfrom see_nb.cli import COMMANDS, main\n"
         "for name in COMMANDS: assert main([name, '--help']) == 0\n"
@@ -57,10 +56,6 @@ def test_help_loads_no_library_and_starts_at_once(see_nb_process):
     loaded = eval(done.stdout.splitlines()[-1])
     assert "tyro" in loaded
     assert not set(loaded) & {"torch", "numpy", "pandas", "scipy", "PIL", "matplotlib", "timm"}
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    see_nb_process("train", "--help", stdout=subprocess.PIPE).communicate(timeout=60)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1.0
 
 
 WRONG_INPUT = {  # one sentence of the package

@@ -1,6 +1,7 @@
 "Copies among photos and photos that are damaged, from the command line to the row of a training."
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -56,11 +57,10 @@ def test_a_training_names_all_damaged_photos_goes_on_without_them_and_warns_of_c
     assert done.returncode == 0, done.stderr
     assert "They are left out" in done.stderr and "report with pictures" in done.stdout
     (row,) = map(json.loads, (run / "results.jsonl").read_text().splitlines())
-    n_test, copies = row["n_test"], row["copies"]
+    n_test = row["n_test"]
     assert n_test + row["n_train"] == 61
-    assert copies["share"] == pytest.approx(12 / n_test, abs=2 / n_test)
-    assert 0 <= copies["recall_at_1"] < row["recall_at_1"]
-    assert f"without the copies {copies['recall_at_1']:.1%}" in done.stderr
+    themselves = rf"1[0-4] of the {n_test} test photos have a copy among themselves"
+    assert re.search(themselves, done.stderr)
     shown = f"1 of the {n_test} test photos have a copy among the training photos (c02/same.png)"
     assert shown in done.stderr  # c00 trains, c02 tests
     shown = see_nb_command("cache")
