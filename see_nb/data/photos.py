@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['NO_PHOTOS', 'SYSTEM', 'PHOTO', 'FOLDER', 'UNREADABLE', 'LINKS', 'SPECIAL', 'HIDDEN', 'NO_TEXT', 'LONGEST', 'Picture',
-           'RECENT', 'READING', 'CACHE_GB', 'CACHED', 'photo_endings', 'printable', 'first_of', 'Files', 'kind_of',
-           'entries_of', 'find_files', 'in_order', 'check_size', 'eight_bits', 'open_picture', 'image_of_array',
-           'read_photo', 'as_rgb', 'signature', 'hash_file', 'write_arrays', 'read_arrays', 'in_threads',
-           'content_hashes', 'Photos', 'find_damaged', 'refuse_damaged', 'check_photos', 'CachedPhotos', 'cache_photos',
-           'cache_sizes', 'clear_cache', 'room_left', 'shorter_side', 'train_transform', 'test_transform', 'Crops']
+           'RECENT', 'READING', 'CACHE_GB', 'CACHED', 'ONE_AT_A_TIME', 'photo_endings', 'printable', 'first_of',
+           'Files', 'kind_of', 'entries_of', 'find_files', 'in_order', 'check_size', 'eight_bits', 'open_picture',
+           'image_of_array', 'read_photo', 'as_rgb', 'signature', 'hash_file', 'write_arrays', 'read_arrays',
+           'in_threads', 'content_hashes', 'Photos', 'find_damaged', 'refuse_damaged', 'check_photos', 'CachedPhotos',
+           'cache_photos', 'cache_sizes', 'clear_cache', 'room_left', 'shorter_side', 'train_transform',
+           'test_transform', 'Crops']
 
 # %% ../../nbs/data/01_photos.ipynb #c03
 import csv
@@ -21,6 +22,7 @@ import posixpath
 import re
 import shutil
 import sys
+import threading
 import time
 import warnings
 from collections import defaultdict, deque
@@ -441,6 +443,9 @@ CACHE_GB = 50  # of the folder of a cache, unless SEE_NB_CACHE_GB says otherwise
 CACHED = ("photos", "features")  # folders in it
 
 # %% ../../nbs/data/01_photos.ipynb #c31b
+ONE_AT_A_TIME = threading.Lock()  # threads that take room in a cache
+
+
 class CachedPhotos(Photos):
     "Photos that are shrunk when they are first read, and kept."
 
@@ -470,10 +475,11 @@ class CachedPhotos(Photos):
         pixels = read_photo(path, *self.made).permute(1, 2, 0).contiguous().numpy()
         if hash_file(path) != self.hashes[index]:
             raise SeeError(f"photo: {printable(path)} has changed since it was listed. Repeat.")
-        if self.room > 0:
+        with ONE_AT_A_TIME:
+            fits, self.room = self.room > 0, self.room - 1
+        if fits:
             with suppress(SeeError):  # a full disk is no reason to stop
                 write_arrays(self.place(index), pixels=pixels)
-                self.room -= 1
         return pixels
 
     def prepare(self, index: int) -> None:
