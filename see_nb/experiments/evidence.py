@@ -161,6 +161,7 @@ _MAIN = (
 PAPER_CLAIMS = (
     *_MAIN,
     *(replace(c, part="paper few dimensions", text=f"{c.text} in few dimensions") for c in _MAIN),
+    *(replace(c, part="paper cars", text=f"{c.text} on cars") for c in _MAIN),
     *(_about_paper(f"{name} helps heads on the paper's network", "paper cheap", arm, by="D")
       for arm, name in _NAMES.items()),
 )  # fmt: skip
@@ -380,7 +381,7 @@ def counted(
 
 # %% ../../nbs/experiments/12_evidence.ipynb #c19b
 EFFECT_PARTS = (
-    *("paper main", "paper few dimensions", "paper cheap"),
+    *("paper main", "paper few dimensions", "paper cars", "paper cheap"),
     *("whole", "methods", "sizes", "omniglot"),
 )
 

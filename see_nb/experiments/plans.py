@@ -233,6 +233,10 @@ PAPER = {
     "paper few dimensions": Part(
         "Does it help it more in few dimensions?", _PAPER_ARMS, **_BASE,
         sizes=(64,), seeds=5, spread=0.4, minutes=70),
+    "paper cars": Part(
+        "Does SEE help the paper's network on cars?", _PAPER_ARMS,
+        {"cars196_train": replace(_PAPER, dataset="cars196_train")}, sizes=(512,),
+        seeds=5, searched=False, spread=0.45, minutes=100),
     "paper cheap": Part(
         "Does it help heads on frozen features of that network?", (*_PAPER_ARMS, RANDOM),
         {"cub200_2010": _CHEAP}, sizes=(8, 16, 32, 64, 512), rates_of=64, spread=0.4, minutes=60),
