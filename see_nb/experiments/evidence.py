@@ -92,7 +92,10 @@ def evidence_rows(
     rows = pd.concat(tables, ignore_index=True)
     planned = {loss for part in (PLAN | PAPER).values() for loss in part.losses}
     rows = rows[rows.loss.isin(planned) | rows.loss.isna()]
-    first = {"seed": 0, "backbone": "tf_efficientnet_lite0"}  # the first rows of raw features lack it
+    first = {
+        "seed": 0,
+        "backbone": "tf_efficientnet_lite0",
+    }  # the first rows of raw features lack it
     return rows.fillna(first).astype({"seed": int})
 
 # %% ../../nbs/experiments/12_evidence.ipynb #c07
