@@ -217,7 +217,7 @@ def show_metrics(
 # %% ../nbs/cli.ipynb #c13
 @dataclass
 class Evaluate(Command):
-    "Recall@K and MAP@R: of a checkpoint on test classes, or of an index on its own photos."
+    "Recall@K and MAP@R of a checkpoint on test classes, or of an index on its photos."
 
     checkpoint: Path | None = None  # written by see-nb train
     index: Path | None = None  # by see-nb index: its photos search each other
@@ -263,7 +263,7 @@ class Evaluate(Command):
 # %% ../nbs/cli.ipynb #c13b
 @dataclass
 class Compare(Command):
-    "Compare losses with the same budget and the same seeds; OUTPUT gets rows and a page."
+    "Compare losses with equal budgets and equal seeds; OUTPUT gets rows and a page."
 
     # two or more, the first is what the others must beat: a name of the registry or module:name of
     # your own, with +see (as published) or +see-encoder behind it
@@ -305,7 +305,7 @@ class Compare(Command):
         names = ("seeds", "output", "searches", "margin", "root", "launcher", "skip_damaged")
         options = {name: getattr(self, name) for name in names}
         found = compare(recipes, processes=self.processes or None, **options)
-        print(tests_table(found.tests()).to_string(index=False))
+        print(tests_table(found.tests()).drop(columns="where").to_string(index=False))
         print(f"The page is at {compare_page(found, page)}")
 
     def recipes(self) -> dict:
@@ -488,7 +488,7 @@ def show_left_out(
 # %% ../nbs/cli.ipynb #c17
 @dataclass
 class Search(Command):
-    "Find the photos of an index that are most like others; ask for many at once, it is quicker."
+    "Find the photos of an index most like others; for many at once it is quicker."
 
     photos: Positional[tuple[Path, ...]]  # to search for, or folders of them
     index: Path = Path("my.index")  # made by see-nb index
