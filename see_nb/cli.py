@@ -194,7 +194,7 @@ def write_report(
     from see_nb.training import report
     from see_nb.training.splits import load_split, readable
 
-    test = load_split(run.recipe, root)
+    test = load_split(run.recipe, root, trained=run.data["train"])
     test = readable(test, {}) if skip_damaged else test  # the training has named the others
     page = report.write_report(run, test, output / "report.html")
     print(f"A report with pictures is at {page}")
@@ -241,12 +241,12 @@ class Evaluate(Command):
         recipe, trained = run.recipe, run.data["train"]
         tested = replace(recipe, dataset=self.dataset or recipe.dataset)
         dataset = load_split(tested, self.root, trained=trained)
+        as_then = dataset.facts() == run.data["test"]  # else the raw network was not tested on it
         if self.skip_damaged:
             n, damaged = len(dataset), {}
             dataset = readable(dataset, damaged)
             refuse_damaged(damaged, n, skip=True)
         print(f"{recipe.method}, trained on {recipe.dataset}, tested on {dataset}")
-        as_then = dataset.classes == run.data["test"]["classes"]
         metrics = evaluate(run.model, dataset, image_size=recipe.image_size)
         show_metrics(metrics, run.row if as_then else {})
 
