@@ -147,9 +147,9 @@ class _Gathered(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> Tensor:
-        total = gradient.clone(memory_format=torch.contiguous_format)
-        torch.distributed.all_reduce(total)
-        return total.chunk(n_processes())[torch.distributed.get_rank()]
+        of_all = torch.empty_like(gradient, memory_format=torch.contiguous_format)
+        torch.distributed.all_to_all_single(of_all, gradient.contiguous())
+        return of_all.unflatten(0, (n_processes(), -1)).sum(0)
 
 
 def gathered(own: Tensor) -> Tensor:
