@@ -19,7 +19,7 @@ from unittest.mock import patch
 from urllib.parse import urlsplit
 
 from .data.photos import printable
-from .errors import SeeError, needs, one_of
+from .errors import SeeError, check_that, needs, one_of
 from .files import expanded
 from .retrieval.index import Index
 from .retrieval.pages import STRIP_STYLE, neighbour_strip, photo_uri
@@ -108,9 +108,15 @@ def find_neighbours(
     "The neighbours of one photo, named by its file."
     if not uploaded and not stored:
         raise SeeError("photo: drop one, or type the name of one of the index.")
+    named = isinstance(classes or [], (str, list))
+    check_that(named, "classes", classes, "a list of names", "[] stands for all.")
+    try:
+        k = int(k)
+    except (TypeError, ValueError, OverflowError):
+        raise SeeError(f"k: expected a whole number of neighbours, got {k!r}.") from None
     photo = uploaded or stored_photo(catalogue, name, stored)
     try:
-        return catalogue.open(name).search(photo, int(k), labels=classes or None)
+        return catalogue.open(name).search(photo, k, labels=classes or None)
     except SeeError as error:  # the place where the server keeps an upload is left out
         place = os.path.join(os.path.dirname(photo), "")
         raise SeeError(printable(str(error).replace(place, ""))) from error
@@ -216,9 +222,9 @@ def make_page(catalogue: Catalogue):  # a gradio page
         photo.clear(lambda: ["", ""], None, results, **quiet)
         one.input(lambda name: gr.Dropdown(choices=classes_of(name), value=[]), one, only, **quiet)
         service = gr.Button(visible=False)
-        service.click(
-            answer, [photo, stored, one, only, k], gr.JSON(visible=False), api_name="search"
-        )
+        # what a program sends is looked at by `find_neighbours`: fields of a page refuse in silence
+        asked = [gr.Textbox(first, visible=False), *(gr.JSON(v, visible=False) for v in ([], 12))]
+        service.click(answer, [photo, stored, *asked], gr.JSON(visible=False), api_name="search")
         service.click(lambda: names, None, gr.JSON(visible=False), api_name="indices")
     return page
 
@@ -272,6 +278,7 @@ def served(
     style = {"theme": gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])}
     style |= {"css": CSS, "js": NAMED, "footer_links": []}
     closed = {"share": False, "ssr_mode": False, "mcp_server": False, "max_file_size": "50mb"}
+    closed |= {"show_error": True}
     place = {"server_name": listen, "server_port": port, "inbrowser": open_browser}
     with own_settings():
         page = make_page(catalogue)

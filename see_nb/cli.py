@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Root', 'COMMANDS', 'PARSING', 'Command', 'Reproduce', 'GpuEvidence', 'recipe_options', 'first_recipe', 'Running',
-           'Train', 'write_report', 'show_metrics', 'without_damaged', 'Evaluate', 'Compare', 'Datasets', 'Duplicates',
-           'Cache', 'MakeIndex', 'index_to_fill', 'show_left_out', 'Search', 'Export', 'App', 'parse', 'start_of_train',
+           'Train', 'write_report', 'show_metrics', 'Evaluate', 'Compare', 'Datasets', 'Duplicates', 'Cache',
+           'MakeIndex', 'index_to_fill', 'show_left_out', 'Search', 'Export', 'App', 'parse', 'start_of_train',
            'show_warning', 'main']
 
 # %% ../nbs/cli.ipynb #c02
@@ -22,7 +22,7 @@ from typing import Annotated, ClassVar, Literal, Union
 import tyro
 from tyro.conf import Positional
 
-from .errors import SeeError, needs, one_of
+from .errors import SeeError, check_that, needs, one_of
 from .files import expanded, refuse_foreign, replacing
 
 # %% ../nbs/cli.ipynb #c05
@@ -170,6 +170,7 @@ class Train(Command):
 
         checkpoint, results = self.output / "checkpoint.pt", self.output / "results.jsonl"
         places = {"checkpoint": checkpoint, "results": results, "experiment": "command line"}
+        refuse_foreign(self.output / "report.html")  # before hours, not after them
         run = train(recipe, raw=True, **places, **vars(self.running))
         if PartialState().is_main_process:
             size, seed = recipe.embedding_size, recipe.seed
@@ -191,10 +192,10 @@ def write_report(
         print('No report: it needs pip install "see-nb[notebooks]".', file=sys.stderr)
         return
     from see_nb.training import report
-    from see_nb.training.splits import load_split
+    from see_nb.training.splits import load_split, readable
 
     test = load_split(run.recipe, root)
-    test = without_damaged(test) if skip_damaged else test
+    test = readable(test, {}) if skip_damaged else test  # the training has named the others
     page = report.write_report(run, test, output / "report.html")
     print(f"A report with pictures is at {page}")
 
@@ -213,17 +214,6 @@ def show_metrics(
     if raw:
         print(advice(row | metrics))
 
-# %% ../nbs/cli.ipynb #c12b
-def without_damaged(dataset):
-    "A data set without photos that cannot be read, which a warning counts."
-    from see_nb.data.photos import refuse_damaged
-    from see_nb.training.splits import readable
-
-    damaged = {}
-    whole = readable(dataset, damaged)
-    refuse_damaged(damaged, len(dataset), skip=True)
-    return whole
-
 # %% ../nbs/cli.ipynb #c13
 @dataclass
 class Evaluate(Command):
@@ -237,20 +227,24 @@ class Evaluate(Command):
     skip_damaged: bool = False  # go on without photos that cannot be read
 
     def run(self) -> None:
+        if bool(self.checkpoint) == bool(self.index):
+            got = "both" if self.index else "neither"
+            raise SeeError(f"checkpoint: expected --checkpoint FILE or --index FILE, got {got}.")
         if self.index:
             return self.evaluate_index()
-        if not self.checkpoint:
-            raise SeeError("checkpoint: expected --checkpoint FILE or --index FILE, got neither.")
+        from see_nb.data.photos import refuse_damaged
         from see_nb.retrieval.embedding import evaluate
         from see_nb.training.run import load_run
-        from see_nb.training.splits import load_split
+        from see_nb.training.splits import load_split, readable
 
         run = load_run(self.checkpoint)
         recipe, trained = run.recipe, run.data["train"]
         tested = replace(recipe, dataset=self.dataset or recipe.dataset)
         dataset = load_split(tested, self.root, trained=trained)
         if self.skip_damaged:
-            dataset = without_damaged(dataset)
+            n, damaged = len(dataset), {}
+            dataset = readable(dataset, damaged)
+            refuse_damaged(damaged, n, skip=True)
         print(f"{recipe.method}, trained on {recipe.dataset}, tested on {dataset}")
         as_then = dataset.classes == run.data["test"]["classes"]
         metrics = evaluate(run.model, dataset, image_size=recipe.image_size)
@@ -306,11 +300,13 @@ class Compare(Command):
             numbers = len(recipes), self.seeds, self.searches
             print(plan_in_words(*numbers, seconds, self.processes or None))
             return
+        page = self.output / "compare.html"
+        refuse_foreign(page)  # before hours, not after them
         names = ("seeds", "output", "searches", "margin", "root", "launcher", "skip_damaged")
         options = {name: getattr(self, name) for name in names}
         found = compare(recipes, processes=self.processes or None, **options)
         print(tests_table(found.tests()).to_string(index=False))
-        print(f"The page is at {compare_page(found, self.output / 'compare.html')}")
+        print(f"The page is at {compare_page(found, page)}")
 
     def recipes(self) -> dict:
         "A recipe for each loss, by what was typed."
@@ -370,6 +366,8 @@ class Duplicates(Command):
         from see_nb.data.duplicates import copies_figure, find_copies
         from see_nb.data.folders import OwnPhotos
 
+        if self.pictures and self.pictures.suffix != ".png":
+            raise SeeError(f"{self.pictures}: expected a name that ends in .png.")
         for path in filter(None, (self.csv, self.pictures)):
             if os.path.lexists(expanded(path)):
                 raise SeeError(f"{path}: is there. Remove it, or name another place.")
@@ -378,8 +376,7 @@ class Duplicates(Command):
         copies = find_copies(photos, self.threshold)
         table = copies.table()
         print(copies, table.head(20).to_string(index=False) if len(table) else "", sep="\n")
-        if own.left_out:
-            print(own.left_out, file=sys.stderr)
+        show_left_out(copies.damaged, own.left_out)
         if self.csv:
             with replacing(self.csv) as part:
                 table.to_csv(part, index=False)
@@ -399,13 +396,12 @@ class Cache(Command):
 
     def run(self) -> None:
         from see_nb.data.datasets import data_root
-        from see_nb.data.photos import CACHE_GB, cache_sizes, clear_cache
+        from see_nb.data.photos import cache_limit, cache_sizes, clear_cache
 
         cache = data_root(self.root) / "cache"
         for kind, (n, size) in cache_sizes(cache).items():
             print(f"{kind:<9} {n:>9,} files  {size / 1e9:7.2f} GB")
-        limit = os.environ.get("SEE_NB_CACHE_GB") or CACHE_GB
-        print(f"in {cache}, at most {limit} GB (SEE_NB_CACHE_GB); --clear deletes it")
+        print(f"in {cache}, at most {cache_limit():g} GB (SEE_NB_CACHE_GB); --clear deletes it")
         if self.clear:
             print(f"{clear_cache(cache) / 1e9:.2f} GB are free")
 
@@ -435,7 +431,7 @@ class MakeIndex(Command):
         index = index_to_fill(expanded(self.output), self.photos, self.add, *model)
         if self.photos:
             changes = index.add(self.photos, progress=True)
-            show_left_out(*changes.left_out, *map("left out: {}".format, changes.damaged.values()))
+            show_left_out(changes.damaged, *changes.left_out)
             print(changes)
         if self.prune or self.forget:
             print(index.prune(self.forget))
@@ -460,10 +456,13 @@ def index_to_fill(
     from see_nb.retrieval.index import Index
     from see_nb.training.export import index_with_model, open_model
 
-    if output.exists() and (add or not (checkpoint or backbone)):
-        index = index_with_model(output, checkpoint)
+    if backbone and checkpoint:
+        raise SeeError("backbone: expected --backbone or --checkpoint, got both.")
+    if output.exists() and not backbone and (add or not checkpoint):
+        index = index_with_model(output, checkpoint or weights)
     elif checkpoint or backbone:
         if not output.exists():
+            check_that(bool(photos), "photos", 0, "folders for a new index", "Give them: --photos.")
             list_photos(photos)
         model, source = open_model(weights or checkpoint or "", backbone)
         index = Index.build(model, path=output, source=source, backbone=backbone)
@@ -472,15 +471,18 @@ def index_to_fill(
             "checkpoint: expected the model (--checkpoint, written by `see-nb train`) or a "
             "pretrained network (--backbone tf_efficientnet_lite0), got none."
         )
-    if photos and not add and not holds(index.stored.folders().values(), photos):
+    if photos and not add and not holds(index.stored, photos):
         what = "is there, with other photos. Add to it with --add, or name another."
         raise SeeError(f"output: {output} {what}")
     return index
 
 
-def show_left_out(*lines: str) -> None:
+def show_left_out(
+    damaged: dict[str, str],  # path -> why it cannot be read
+    *lines: str,  # about others
+) -> None:
     "What was not taken in, or not searched for."
-    for line in lines:
+    for line in [*filter(None, lines), *(f"left out: {why}" for why in damaged.values())]:
         print(line, file=sys.stderr)
 
 # %% ../nbs/cli.ipynb #c17
@@ -504,10 +506,10 @@ class Search(Command):
         if not self.photos:
             raise SeeError("photos: expected one or more to search for, got none.")
         if self.html:
-            refuse_foreign(self.html)
+            refuse_foreign(self.html, ".html")
         index = index_with_model(self.index, self.checkpoint)
         found = index.search(self.photos, self.k, labels=self.classes)
-        show_left_out(*map("left out: {}".format, found.damaged.values()))
+        show_left_out(found.damaged)
         print(found_as_json(found) if self.json else found_as_text(found))
         if self.html:
             page = write_page(self.html, "Nearest photos", found.to_html())
@@ -631,9 +633,9 @@ def main(
             stream.reconfigure(errors="backslashreplace")
     command = Command
     try:
-        command = parse(sys.argv[1:] if arguments is None else arguments)
         with warnings.catch_warnings():
             warnings.showwarning = partial(show_warning, set())
+            command = parse(sys.argv[1:] if arguments is None else arguments)
             code = command.run() or 0
         sys.stdout.flush()
         return code

@@ -76,10 +76,13 @@ WRITTEN = "written by see-nb"  # somewhere in each file that may be replaced
 
 def refuse_foreign(
     path: str | Path,
+    ending: str = "",  # that its name must have
     mark: str = WRITTEN,  # what a file of ours holds
 ) -> None:
-    "A SeeError for a file, folder or device that this package did not write."
+    "A SeeError for a file, folder or device that this package did not write, or of another kind."
     path = expanded(path)
+    if not path.name.lower().endswith(ending):
+        raise SeeError(f"{path}: expected a name that ends in {ending}. Name another place.")
     if not os.path.exists(path) or (path.is_file() and not path.stat().st_size):
         return
     if path.is_file():

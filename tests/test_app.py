@@ -194,6 +194,14 @@ def test_programs_ask_by_http(address, folder):
     assert [n["label"] for n in said["neighbours"]] == [KINDS[0]] * 2
     wrong = client.predict(None, "", "good.index", ["no such"], 3, api_name="/search")
     assert wrong == {"error": "photo: drop one, or type the name of one of the index."}
+    for words, *rest in (
+        ("k: expected at least 1 neighbour", "good.index", [], 0),
+        ("k: expected a whole number of neighbours, got 'many'", "good.index", [], "many"),
+        ("classes: expected a list of names, got 5", "good.index", 5, 1),
+        ("the index has no photo of class 'no such'", "good.index", ["no such"], 1),
+        ("index: expected one of good.index, random.index", "none.index", [], 1),
+    ):
+        assert words in client.predict(None, name, *rest, api_name="/search")["error"]
 
 
 def test_no_variable_widens_what_is_served_and_uploads_go(folder, monkeypatch, tmp_path):

@@ -70,6 +70,8 @@ WRONG_INPUT = {  # one sentence of the package
     "train --size small": "root: expected the folder of your own photos",
     "train --dataset folder": "root: expected a folder, got None. Your own photos:",
     "evaluate --checkpoint /none.pt": "checkpoint: /none.pt: cannot be read (No such file",
+    "evaluate --checkpoint a --index b": "expected --checkpoint FILE or --index FILE, got both.",
+    "compare proxy_anchor os:path --preset cub200-deit_small-128": "loss: os:path cannot be found (",
     "reproduce --notebooks /none": "there is no experiments/*_run.ipynb in /none",
     "reproduce --only nine": "only: ",
     "datasets check cub20": "Did you mean 'cub200'?",
@@ -149,7 +151,10 @@ def test_every_command_of_the_guides_is_understood(see_nb_command, root, album, 
     ],
 )
 def test_a_size_chooses_the_recipe_by_the_photos(see_nb_command, album, options, chosen):
+    (album / "notes.txt").touch()
     done = see_nb_command("train", "--root", album, "--show", "--size", *options.split())
+    warned = done.stderr.startswith("see-nb: warning: folder in ") and "notes.txt" in done.stderr
+    assert warned and done.stderr.count("\n") == 1
     first = done.stdout.splitlines()[0]
     assert all(part in f"{first}, " for part in f"Recipe of size {chosen}".split(" ... "))
     assert "image-size" not in options or "image_size" not in first  # an option wins

@@ -28,15 +28,19 @@ def album(tmp_path, monkeypatch):
 
 
 def test_copies_are_counted_listed_and_drawn(see_nb_command, album, tmp_path):
+    (album / "c03" / "bad.jpg").write_bytes(b"no photo")
     wanted = ("--csv", tmp_path / "pairs.csv", "--pictures", tmp_path / "pairs.png")
     done = see_nb_command("duplicates", album, *wanted)
     assert done.returncode == 0, done.stderr
-    assert "61 photos, pairs of copies: 1 exact, 12 near" in done.stdout
+    assert "62 photos, pairs of copies: 1 exact, 12 near" in done.stdout
+    assert "left out: photo: " in done.stderr and "c03/bad.jpg cannot be read" in done.stderr
     rows = (tmp_path / "pairs.csv").read_text().splitlines()
     assert rows[1] == "c00/1.png,c02/same.png,1.0,True" and len(rows) == 14
     assert Image.open(tmp_path / "pairs.png").width > 300
     again = see_nb_command("duplicates", album, *wanted)
     assert again.returncode == 2 and "pairs.csv: is there" in again.stderr
+    other = see_nb_command("duplicates", album, "--pictures", tmp_path / "pairs.xyz")
+    assert other.returncode == 2 and "pairs.xyz: expected a name that ends in .png" in other.stderr
     none = see_nb_command("duplicates", album, "--threshold", "2")
     assert none.returncode == 2 and "threshold: expected a cosine" in none.stderr
 

@@ -1,5 +1,6 @@
 "A model that leaves the training: as a folder, as ONNX, and with its report."
 
+import html
 import json
 import re
 import shutil
@@ -88,7 +89,8 @@ def test_damaged_test_photos_do_not_stop_an_evaluation(trained, tmp_path, capsys
         (kind / "0.jpg").write_text("not a photo")
     call = ["evaluate", "--checkpoint", str(trained / "checkpoint.pt"), "--root"]
     assert main([*call, str(tmp_path / "photos")]) == 2
-    assert "0.jpg cannot be read" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "6 of 24 photos cannot be read" in said and "--skip-damaged" in said
     assert main([*call, str(tmp_path / "photos"), "--skip-damaged"]) == 0
     said = capsys.readouterr()
     assert "6 of 24 photos cannot be read" in said.err and "18 images of 6 classes" in said.out
@@ -156,7 +158,9 @@ def test_the_card_says_how_to_do_without_the_package(tmp_path, backbone):
 
 
 def test_an_index_without_a_training(trained, tmp_path, capsys, monkeypatch):
-    weights, output = tmp_path / "weights.safetensors", tmp_path / "raw.index"
+    place = tmp_path / "my index"
+    place.mkdir()
+    weights, output = place / "weights.safetensors", place / "raw.index"
     backbone = create_model("resnet10t", 4, pretrained=False).backbone
     save_file({k: v.contiguous() for k, v in backbone.state_dict().items()}, weights)
     call = ["index", "--photos", str(trained.parent / "photos"), "--output", str(output)]
@@ -170,15 +174,19 @@ def test_an_index_without_a_training(trained, tmp_path, capsys, monkeypatch):
     assert main(["evaluate", "--index", str(output), "--report", str(report)]) == 0
     said = capsys.readouterr().out
     assert "recall_at_1" in said and "Not in the catalogue: below a cosine of" in said
-    assert "Worst searches" in report.read_text() and (tmp_path / "page-classes.csv").exists()
+    page = html.unescape(report.read_text())
+    assert f"see-nb app {trained.parent / 'photos'} '{place}'" in page
+    assert "Worst searches" in page and (tmp_path / "page-classes.csv").exists()
     index = index_with_model(output)
     index.stored.note(threshold=1.1)  # nothing is as like as that
     assert index.search(photo, 1).unknown().all()
     assert main(["search", photo, "--index", str(output), "-k", "1"]) == 0
     assert "Probably not in the catalogue" in capsys.readouterr().out
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
-    assert main([*call[:-1], str(tmp_path / "other.index"), "--backbone", "resnet10t"]) == 2
-    said = capsys.readouterr().err
-    assert (
-        "hf download timm/resnet10t" in said and "--weights" in said and "127.0.0.1:9/timm" in said
-    )
+    options = {"dataset": "folder", "root": call[2], "image-size": 32, "output": tmp_path / "run"}
+    train = ["train", *(str(a) for k, v in options.items() for a in (f"--{k}", v))]
+    for line in ([*call[:-1], str(tmp_path / "other.index")], train):  # at once, not after retries
+        assert main([*line, *raw]) == 2
+        said = capsys.readouterr().err
+        assert "hf download timm/resnet10t" in said and "127.0.0.1:9/timm" in said
+        assert "--weights" in said and "Retrying" not in said

@@ -116,18 +116,21 @@ def test_damaged_photos_are_named_and_counted(album, checkpoint, tmp_path, capsy
     (album / "kind 0" / "cut.png").write_bytes(whole[:300])
     (album / "kind 0" / "text.jpg").write_text("not a photo")
     empty_png(album / "kind 1" / "bomb.png", 60_000, 60_000)
+    for kind in (0, 1):
+        (album / f"kind {kind}" / "empty.png").touch()  # the same content, twice
     assert make(album, checkpoint, tmp_path / "my.index") == 0
     said = capsys.readouterr()
-    assert "30 embedded" in said.out and "3 damaged and left out" in said.out
+    assert "30 embedded" in said.out and "5 damaged and left out" in said.out
     lines = [line for line in said.err.splitlines() if line.startswith("left out: ")]
-    assert len(lines) == 3
-    assert all(any(n in line for line in lines) for n in ("cut.png", "text.jpg", "bomb.png"))
+    assert len(lines) == 5
+    names = ("cut.png", "text.jpg", "bomb.png", "kind 0/empty.png", "kind 1/empty.png")
+    assert all(any(n in line for line in lines) for n in names)
     assert "bomb.png cannot be read (DecompressionBombError" in said.err
     for name in ("cut.png", "text.jpg"):
         (album / "kind 0" / name).write_bytes(whole)  # repaired: a copy of a known photo
     index = Index.load(tmp_path / "my.index", open_model(checkpoint)[0])
     changes = index.add(album)
-    assert (changes.embedded, changes.copies, len(changes.damaged)) == (0, 2, 1)
+    assert (changes.embedded, changes.copies, len(changes.damaged)) == (0, 2, 3)
 
 
 def test_damaged_photos_that_are_searched_for_are_named(album, checkpoint, tmp_path, capsys, seen):
@@ -153,7 +156,7 @@ def test_where_embeddings_cannot_go_nothing_is_embedded(
 ):
     output = tmp_path / "my.index"
     assert make(album, checkpoint, output, "--embeddings", tmp_path / "rows.xyz") == 2
-    assert "expected one of .parquet, got '.xyz'" in capsys.readouterr().err
+    assert "rows.xyz: expected a name that ends in .parquet." in capsys.readouterr().err
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "pyarrow", None)  # as if it were not installed
         assert make(album, checkpoint, output, "--embeddings", tmp_path / "rows.parquet") == 2
@@ -168,13 +171,15 @@ def test_bad_input_is_one_line(album, checkpoint, tmp_path, capsys):
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "a.png").write_text("not a photo")
     (tmp_path / "cut.index").write_bytes(output.read_bytes()[:-100])
-    (tmp_path / "text.index").write_text("not an index")
+    for name in ("text.index", "foreign.html"):
+        (tmp_path / name).write_text("not an index")
     other = save_model(tmp_path / "other.pt", 1)
     photo, new = album / "kind 0" / "0.png", tmp_path / "new.index"
     calls = {
         "is there, with other photos. Add to it with --add": (
             "index", "--photos", tmp_path / "broken", "--checkpoint", checkpoint, "--output", output),
-        "see-nb did not write it": ("search", photo, "--index", output, "--html", photo),
+        "see-nb did not write it": (
+            "search", photo, "--index", output, "--html", tmp_path / "foreign.html"),
         "expected the model": ("index", "--photos", album, "--output", new),
         "/none.pt: cannot be read (No such file": ("index", "--photos", album, "--checkpoint", "/none.pt", "--output", new),
         "is damaged, or not written by `see-nb train`": ("index", "--photos", album, "--checkpoint", photo, "--output", new),
@@ -195,6 +200,12 @@ def test_bad_input_is_one_line(album, checkpoint, tmp_path, capsys):
         "none.index. `see-nb index` makes one": ("search", photo, "--index", "/none.index"),
         "photo: ": ("search", tmp_path / "broken" / "a.png", "--index", output),
         "no photo of class 'kind 9'": ("search", photo, "--index", output, "--classes", "kind 9"),
+        "expected folders for a new index": ("index", "--checkpoint", checkpoint, "--output", new),
+        "expected --backbone or --checkpoint, got both": (
+            "index", "--photos", album, "--checkpoint", checkpoint, "--backbone", "resnet10t", "--output", new),
+        "backbone: expected conv4": (
+            "index", "--photos", album, "--backbone", "resnet1", "--output", output, "--add"),
+        "expected a name that ends in .html": ("search", photo, "--index", output, "--html", new),
         "expected at least 1 neighbour": ("search", photo, "--index", output, "-k", "0"),
         "expected one or more to search for": ("search", "--index", output),
     }  # fmt: skip
@@ -407,7 +418,7 @@ def test_photos_model_and_index_move_together_or_apart(album, tmp_path, capsys):
     (tmp_path / "run").mkdir()
     checkpoint, output = save_model(tmp_path / "run" / "checkpoint.pt", 0), tmp_path / "run" / "i"
     assert make(album, checkpoint, output) == 0
-    new = tmp_path / "new disk"
+    new = tmp_path / os.fsdecode(b"new disk \xe9")  # a name that is no UTF-8
     new.mkdir()
     for name in ("run", "album"):
         (tmp_path / name).rename(new / name)
@@ -425,6 +436,9 @@ def test_photos_model_and_index_move_together_or_apart(album, tmp_path, capsys):
     (new / "run" / "deep").mkdir()
     (tmp_path / "elsewhere.pt").rename(new / "run" / "deep" / "elsewhere.pt")
     assert main(call) == 0  # and found below the index's folder
+    (new / "album").rename(tmp_path / "third")
+    assert main(["index", "--photos", str(tmp_path / "third"), "--output", call[3]]) == 0
+    assert "0 embedded, 30 unchanged" in capsys.readouterr().out
 
 
 def test_a_folder_asked_for_twice_is_there_once(album, tmp_path):

@@ -104,6 +104,7 @@ def test_resnet50_starts_from_the_first_weights_of_torchvision(monkeypatch):
     def no_network(*args, **options):
         raise OSError("no network")
 
+    monkeypatch.setattr("see_nb.training.models.refuse_missing_weights", lambda backbone: None)
     monkeypatch.setattr("timm.models._builder.load_pretrained", no_network)
     with pytest.raises(
         ValueError,

@@ -249,9 +249,10 @@ def test_the_cache_keeps_its_limit(old, tmp_path, monkeypatch, capsys):
     assert right(third) and not third.place(0).exists()
     assert "has room for 0. `see-nb cache` shows" in capsys.readouterr().err
     assert clear_cache(cache) > 0 and cache_sizes(cache)["photos"] == (0, 0)
-    monkeypatch.setenv("SEE_NB_CACHE_GB", "much")
-    with pytest.raises(SeeError, match="SEE_NB_CACHE_GB: expected a number of gigabytes"):
-        cache_photos(old, 16, cache)
+    for limit in ("much", "nan", "-1"):
+        monkeypatch.setenv("SEE_NB_CACHE_GB", limit)
+        with pytest.raises(SeeError, match="SEE_NB_CACHE_GB: expected a number of gigabytes"):
+            cache_photos(old, 16, cache)
 
 
 # In memory

@@ -258,7 +258,7 @@ def use_loss(
         return one_of("loss", name, LOSSES)
     try:
         needed = signature(_load(name)).parameters
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, SyntaxError, TypeError, ValueError) as error:
         raise SeeError(
             f"loss: {name} cannot be found ({error}). Give module:name of a loss that Python can "
             "import from here."

@@ -29,13 +29,18 @@ def shape_row(photo: np.ndarray) -> np.ndarray:  # (3 * SIDE * SIDE,)
     return row / max(float(np.linalg.norm(row)), 1.0)
 
 
-def shape_rows(photos: Photos) -> np.ndarray:  # (N, 3 * SIDE * SIDE)
+def shape_rows(
+    photos: Photos,
+    damaged: dict[str, str] | None = None,  # path -> why it cannot be read; is added to
+) -> np.ndarray:  # (N, 3 * SIDE * SIDE)
     "Those of all photos; zeros for one that cannot be read."
 
     def row(index: int) -> np.ndarray:
         try:
             return shape_row(photos.read(index).permute(1, 2, 0).numpy())
-        except SeeError:
+        except SeeError as error:
+            if damaged is not None:
+                damaged[photos.files[index]] = str(error)
             return np.zeros(3 * SIDE * SIDE, np.float32)
 
     return np.stack(list(in_threads(range(len(photos)), row, "comparing photos")))
@@ -62,6 +67,7 @@ class Copies:
     files: list[str]  # paths of all photos
     pairs: pd.DataFrame  # numbers of the photos (first, second), cosine, exact
     threshold: float
+    damaged: dict[str, str]  # path -> why it cannot be read, one of each content
 
     def __str__(self) -> str:
         n, exact = len(self.files), int(self.pairs.exact.sum())
@@ -92,19 +98,19 @@ def find_copies(
 ) -> Copies:
     "Exact and near copies among photos."
     check_that(0 < threshold <= 1, "threshold", threshold, "a cosine above 0, at most 1")
-    first_of_hash, found = {}, []
+    first_of_hash, found, damaged = {}, [], {}
     for i, digest in enumerate(photos.hashes):
         first = first_of_hash.setdefault(digest or i, i)
         if first != i:
             found.append((first, i, 1.0, True))
     different = list(first_of_hash.values())
-    rows = shape_rows(photos.select(different)) if rows is None else rows[different]
+    rows = shape_rows(photos.select(different), damaged) if rows is None else rows[different]
     for i, j, cosine in near_pairs(rows, rows, threshold):
         if i < j:
             found.append((different[i], different[j], cosine, False))
     pairs = pd.DataFrame(found, columns=["first", "second", "cosine", "exact"])
     pairs = pairs.astype({"first": int, "second": int, "exact": bool})
-    return Copies(list(photos.files), pairs, threshold)
+    return Copies(list(photos.files), pairs, threshold, damaged)
 
 
 def copies_in(

@@ -8,7 +8,7 @@ __all__ = ['NO_PHOTOS', 'SYSTEM', 'PHOTO', 'FOLDER', 'UNREADABLE', 'LINKS', 'SPE
            'Files', 'kind_of', 'entries_of', 'find_files', 'in_order', 'check_size', 'eight_bits', 'open_picture',
            'image_of_array', 'read_photo', 'as_rgb', 'signature', 'hash_file', 'write_arrays', 'read_arrays',
            'in_threads', 'content_hashes', 'Photos', 'find_damaged', 'refuse_damaged', 'check_photos', 'CachedPhotos',
-           'cache_photos', 'cache_sizes', 'clear_cache', 'room_left', 'shorter_side', 'train_transform',
+           'cache_photos', 'cache_sizes', 'clear_cache', 'cache_limit', 'room_left', 'shorter_side', 'train_transform',
            'test_transform', 'Crops']
 
 # %% ../../nbs/data/01_photos.ipynb #c03
@@ -38,7 +38,7 @@ from typing import BinaryIO
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from tqdm import tqdm
 
@@ -231,7 +231,8 @@ def read_photo(
     except SeeError as error:
         raise SeeError(f"photo: {name}: {error}, or leave it out.") from None
     except Exception as error:  # Pillow raises many kinds for a damaged file
-        what = printable(" ".join(f"{type(error).__name__}: {error}".split()))
+        told = "" if isinstance(error, UnidentifiedImageError) else f": {error}"  # the path again
+        what = printable(" ".join(f"{type(error).__name__}{told}".split()))
         raise SeeError(f"photo: {name} cannot be read ({what}). Replace the file.") from error
     photo = torch.from_numpy(pixels).permute(2, 0, 1)
     if not resize or min(photo.shape[1:]) <= resize:
@@ -423,7 +424,7 @@ def refuse_damaged(
             rows.writerows([("path", "reason"), *((printable(p), t) for p, t in damaged.items())])
         text += f" All are listed in {report}."
     if not skip:
-        raise SeeError(f"{text} --skip-damaged (skip_damaged=True) trains without them.")
+        raise SeeError(f"{text} --skip-damaged (skip_damaged=True) leaves them out.")
     warnings.warn(f"{text} They are left out.", stacklevel=3)
 
 # %% ../../nbs/data/01_photos.ipynb #c28c
@@ -533,16 +534,20 @@ def clear_cache(cache: Path) -> int:  # bytes that were freed
     return freed
 
 # %% ../../nbs/data/01_photos.ipynb #c33c
+def cache_limit() -> float:  # gigabytes
+    "What a cache may take."
+    given = os.environ.get("SEE_NB_CACHE_GB") or CACHE_GB
+    with suppress(ValueError):
+        if float(given) >= 0:
+            return float(given)
+    raise SeeError(f"SEE_NB_CACHE_GB: expected a number of gigabytes, got {given!r}.")
+
+
 def room_left(cache: Path) -> int:  # bytes
     "What the cache may grow by: up to its limit, and by nine tenths of the free disk at most."
-    given = os.environ.get("SEE_NB_CACHE_GB") or str(CACHE_GB)
-    try:
-        limit = float(given) * 1e9
-    except ValueError:
-        raise SeeError(f"SEE_NB_CACHE_GB: expected a number of gigabytes, got {given!r}.") from None
     there = next(place for place in (cache, *cache.absolute().parents) if place.exists())
     used = sum(size for _, size in cache_sizes(cache).values())
-    return max(0, int(min(limit - used, 0.9 * shutil.disk_usage(there).free)))
+    return max(0, int(min(1e9 * cache_limit() - used, 0.9 * shutil.disk_usage(there).free)))
 
 # %% ../../nbs/data/01_photos.ipynb #c39
 def shorter_side(

@@ -234,7 +234,7 @@ PAPER = {
         "Does it help it more in few dimensions?", _PAPER_ARMS, **_BASE,
         sizes=(64,), seeds=5, spread=0.4, minutes=70),
     "paper cars": Part(
-        "Does SEE help the paper's network on cars?", _PAPER_ARMS,
+        "Does SEE help the paper's network on cars?", _SEE,
         {"cars196_train": replace(_PAPER, dataset="cars196_train")}, sizes=(512,),
         seeds=5, searched=False, spread=0.45, minutes=100),
     "paper cheap": Part(

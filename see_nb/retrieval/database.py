@@ -126,12 +126,13 @@ class Facts(Database):
     @property
     def source(self) -> str:  # where the model is now
         facts = self.facts()
-        return moved_with(self.path, facts.get("source", ""), facts.get("source_from_index", ""))
+        place, way = (os.fsdecode(facts.get(n, "")) for n in ("source", "source_from_index"))
+        return moved_with(self.path, place, way)
 
     def remember(self, source: str, backbone: str = "") -> None:
         "Where the model can be found again, also when it moves together with the index."
-        way = way_from(self.path, source)
-        self.note(source=source, source_from_index=way, backbone=backbone)
+        places = {"source": source, "source_from_index": way_from(self.path, source)}
+        self.note(**{name: os.fsencode(p) for name, p in places.items()}, backbone=backbone)
 
     @property
     def threshold(self) -> float | None:  # cosine below which a query is not in the catalogue

@@ -23,7 +23,15 @@ from torch.utils.data import DataLoader
 
 from ..data.datasets import RetrievalDataset, recall_ks
 from ..data.folders import OwnPhotos
-from ..data.photos import Crops, Photos, Picture, in_threads, read_photo, test_transform
+from see_nb.data.photos import (
+    Crops,
+    Photos,
+    Picture,
+    in_threads,
+    read_photo,
+    refuse_damaged,
+    test_transform,
+)
 from ..errors import SeeError, check_that
 from see_nb.retrieval.metrics import (
     mean_average_precision_at_r,
@@ -117,12 +125,20 @@ def image_loader(
 # %% ../../nbs/retrieval/02_embedding.ipynb #c09b
 def middle_crops(
     numbers: Sequence[int],  # of pictures
-    crop: Callable[[int], Tensor | None],  # of a number; None: the picture cannot be read
+    crop: Callable[[int], Tensor],  # of a number; a SeeError for a picture that cannot be read
     batch_size: int,  # pictures at once
+    damaged: dict[int, str],  # number of a picture -> why it cannot be read; is added to
     text: str = "",  # of a bar; "": none
 ) -> Iterator[tuple[Tensor, list[int]]]:  # (B, channels, H, W), and the numbers of their pictures
     "Crops of all pictures that can be read, a batch at a time."
-    crops = zip(in_threads(numbers, crop, text), numbers)
+
+    def crop_or_note(number: int) -> Tensor | None:
+        try:
+            return crop(number)
+        except SeeError as error:
+            damaged[number] = str(error)
+
+    crops = zip(in_threads(numbers, crop_or_note, text), numbers)
     while batch := list(islice(crops, batch_size)):
         if whole := [(image, number) for image, number in batch if image is not None]:
             yield torch.stack([image for image, _ in whole]), [number for _, number in whole]
@@ -154,14 +170,16 @@ def embed(
     images = as_dataset(images).images
     size = crop_size(model, images, image_size)
     rank, world = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
-    own = range(rank, len(images), world)
+    own, damaged = range(rank, len(images), world), {}
     if size:
         cut = test_transform(size, getattr(model, "interpolation", "bicubic"))
-        batches = middle_crops(own, lambda number: cut(images[number]), batch_size)
+        batches = middle_crops(own, lambda number: cut(images[number]), batch_size, damaged)
     else:
         first = images if images.ndim == 4 else images[:, 0]  # of several crops
         batches = ((first[numbers],) for numbers in torch.tensor(own).split(batch_size))
-    rows = torch.cat([rows for rows, *_ in embedded(model, batches, call)])
+    made = [rows for rows, *_ in embedded(model, batches, call)]
+    refuse_damaged({images.files[i]: text for i, text in damaged.items()}, len(images))
+    rows = torch.cat(made)
     refuse_embeddings(rows, "embeddings")
     return (_gathered(rows, len(images), accelerator) if world > 1 else rows).cpu()
 
@@ -175,14 +193,8 @@ def embed_photos(
 ) -> Iterator[tuple[list[int], np.ndarray]]:  # numbers of pictures, their rows (B, D)
     "Rows of all photos that can be read, a batch at a time."
     cut = test_transform(image_size, getattr(model, "interpolation", "bicubic"))
-
-    def crop(number: int) -> Tensor | None:
-        try:
-            return cut(read_photo(pictures[number]))
-        except SeeError as error:
-            damaged[number] = str(error)
-
-    crops = middle_crops(range(len(pictures)), crop, 64, "embedding" if progress else "")
+    numbers, text = range(len(pictures)), "embedding" if progress else ""
+    crops = middle_crops(numbers, lambda i: cut(read_photo(pictures[i])), 64, damaged, text)
     for rows, numbers in embedded(model, crops):
         yield numbers, unit_rows(rows, "embeddings of the photos")
 

@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..data.photos import Photos, Picture, printable
-from ..errors import SeeError, check_that, needs, one_of
+from ..errors import SeeError, check_that, needs
 from ..files import WRITTEN, expanded, refuse_foreign, replacing
 from see_nb.retrieval.changes import (
     Changes,
@@ -226,8 +226,7 @@ class Index(Searcher):
 # %% ../../nbs/retrieval/08_index.ipynb #c30
 def refuse_export(path: Path) -> None:
     "A SeeError if embeddings cannot be written to such a file: before they are made."
-    one_of("export: ending of the file", path.suffix, [".parquet"])
-    refuse_foreign(path)
+    refuse_foreign(path, ".parquet")
     with needs("export", "export of .parquet"):
         import pyarrow  # noqa: F401
 

@@ -109,7 +109,7 @@ def write_page(
 ) -> Path:  # of the page
     "One HTML file without anything outside it."
     path = expanded(path)
-    refuse_foreign(path)
+    refuse_foreign(path, ".html")
     body = body.replace("<table ", '<table tabindex="0" ')  # one that scrolls: by keyboard, too
     text = PAGE.format(title=escape(title), style=STYLE, written=WRITTEN, body=body)
     with replacing(path) as part:

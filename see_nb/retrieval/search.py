@@ -9,6 +9,7 @@ __all__ = ['NOT_HERE', 'ENOUGH', 'MANY', 'Found', 'found_as_json', 'found_as_tex
 # %% ../../nbs/retrieval/07_search.ipynb #c03
 import json
 import os
+import re
 import time
 import warnings
 import zlib
@@ -89,7 +90,9 @@ class Found:
 # %% ../../nbs/retrieval/07_search.ipynb #c09
 def found_as_json(found: Found) -> str:
     "A line for each neighbour."
-    return "\n".join(map(json.dumps, found.table().to_dict("records")))
+    known = np.repeat(~found.unknown(), found.rows.shape[1])
+    table = found.table().assign(in_catalogue=known)
+    return "\n".join(map(json.dumps, table.to_dict("records")))
 
 
 def found_as_text(found: Found) -> str:
@@ -173,7 +176,7 @@ def faiss_index(
         index.add(rows)
         return index
     except Exception as error:  # faiss raises RuntimeError and its own kinds
-        why = str(error).splitlines()[0].rpartition("Error: ")[2][:150]
+        why = re.split(r"\.\w+:\d+: |failed: ", str(error).splitlines()[0])[-1][:150]
         size = f"{len(rows):,} rows of length {rows.shape[1]}"
         raise SeeError(
             f"factory: faiss cannot make {factory!r} of {size} ({why}). IVF1024,Flat and HNSW32 "

@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['FILES', 'ONNX_TOLERANCE', 'model_card', 'refuse_foreign_folder', 'replacing_folder', 'save_folder', 'load_folder',
-           'UnitRows', 'raw_model', 'refuse_missing_weights', 'open_model', 'index_with_model', 'onnx_difference',
-           'export_onnx']
+           'UnitRows', 'raw_model', 'open_model', 'index_with_model', 'onnx_difference', 'export_onnx']
 
 # %% ../../nbs/training/12_export.ipynb #c03
 import json
@@ -20,7 +19,6 @@ import numpy as np
 import timm
 import torch
 import torch.nn.functional as F
-from huggingface_hub import HfApi, constants, try_to_load_from_cache
 from huggingface_hub.constants import SAFETENSORS_SINGLE_FILE
 from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
@@ -217,31 +215,10 @@ def raw_model(
     image_size: int | None = None,  # pixels a side, where it is not the backbone's own
 ) -> EmbeddingModel:  # images (B, 3, H, W) -> unit rows (B, F), in evaluation mode
     "A pretrained network without any training: what a trained one has to beat."
-    if weights is None:
-        refuse_missing_weights(backbone)
     weights = weights and expanded(weights)
     model = create_model(backbone, 1, weights=weights, image_size=image_size)
     model.head = UnitRows()
     return model.eval()
-
-
-def refuse_missing_weights(backbone: str) -> None:
-    "A SeeError at once, not after a minute of attempts, if weights of timm cannot be fetched."
-    name, _ = timm_name(backbone)
-    hub = timm.is_model(name) and timm.get_pretrained_cfg(name).hf_hub_id
-    files = (SAFETENSORS_SINGLE_FILE, "pytorch_model.bin")
-    if not hub or any(isinstance(try_to_load_from_cache(hub, file), str) for file in files):
-        return
-    try:
-        HfApi().model_info(hub, timeout=3)
-    except Exception as error:  # hub and network fail in many ways
-        raise SeeError(
-            f"backbone: the weights of {backbone} are not on this computer, and "
-            f"{constants.ENDPOINT}/{hub}, where they come from, cannot be reached. With a network "
-            f"type `hf download {hub}`; or fetch {files[0]} from there elsewhere, bring it here "
-            f"and give it with --weights {files[0]}."
-        ) from error
-    print(f"Fetching the weights of {backbone} from {constants.ENDPOINT}/{hub} (once, then kept)")
 
 # %% ../../nbs/training/12_export.ipynb #c16b
 def open_model(
@@ -269,7 +246,8 @@ def index_with_model(
         model, source = open_model(place, stored.backbone, stored.image_size)
         index.use(model)
         if source != noted:
-            stored.remember(source, stored.backbone)
+            with suppress(SeeError):  # an index that may only be read is searched all the same
+                stored.remember(source, stored.backbone)
         return index
 
     if checkpoint or os.path.exists(noted) or (stored.backbone and not noted):
@@ -317,7 +295,7 @@ def export_onnx(
     size, path, model = image_size or model.image_size, expanded(path), model.cpu().eval()
     if not size:
         raise SeeError("image_size: expected the side of the images in pixels, got none.")
-    refuse_foreign(path)
+    refuse_foreign(path, ".onnx")
     example = torch.zeros(2, model.channels, size, size, dtype=torch.uint8)
     names = {"input_names": ["images"], "output_names": ["embeddings"]}
     batch = ({0: torch.export.Dim("batch")},)

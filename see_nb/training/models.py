@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SHORT_NAMES', 'CLASSIFIERS', 'EmbeddingHead', 'cut_after', 'EmbeddingModel', 'Rest', 'conv4', 'timm_name',
-           'EverySecond', 'stride_first', 'timm_body', 'read_weights', 'fill', 'of_backbone', 'load_weights',
-           'still_parts', 'create_model']
+           'refuse_missing_weights', 'EverySecond', 'stride_first', 'timm_body', 'read_weights', 'fill', 'of_backbone',
+           'load_weights', 'still_parts', 'create_model']
 
 # %% ../../nbs/training/01_models.ipynb #c03
 import argparse
@@ -16,6 +16,7 @@ from pathlib import Path
 import timm
 import torch
 import torch.nn.functional as F
+from huggingface_hub import HfApi, constants, try_to_load_from_cache
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -184,6 +185,25 @@ def timm_name(
         f"{near(backbone, ['conv4', *SHORT_NAMES, *sorted(known)])}"
     )
 
+# %% ../../nbs/training/01_models.ipynb #c24a
+def refuse_missing_weights(backbone: str) -> None:
+    "A SeeError at once, not after a minute of attempts, if weights of timm cannot be fetched."
+    name, _ = timm_name(backbone)
+    hub = timm.is_model(name) and timm.get_pretrained_cfg(name).hf_hub_id
+    files = (constants.SAFETENSORS_SINGLE_FILE, "pytorch_model.bin")
+    if not hub or any(isinstance(try_to_load_from_cache(hub, file), str) for file in files):
+        return
+    try:
+        HfApi().model_info(hub, timeout=3)
+    except Exception as error:  # hub and network fail in many ways
+        raise SeeError(
+            f"backbone: the weights of {backbone} are not on this computer, and "
+            f"{constants.ENDPOINT}/{hub}, where they come from, cannot be reached. With a network "
+            f"type `hf download {hub}`; or fetch {files[0]} from there elsewhere, bring it here "
+            f"and give it with --weights {files[0]}."
+        ) from error
+    print(f"Fetching the weights of {backbone} from {constants.ENDPOINT}/{hub} (once, then kept)")
+
 # %% ../../nbs/training/01_models.ipynb #c24
 class EverySecond(nn.Module):
     "Every second row and column of each map."
@@ -208,6 +228,8 @@ def timm_body(backbone: str, pretrained: bool, image_size: int | None) -> nn.Mod
     remedy = f"Give a file (weights=, --weights), {start}."
     if backbone == "resnet50_v1" and pretrained:
         raise SeeError(f"weights: resnet50_v1 has none in timm. {remedy}")
+    if pretrained:
+        refuse_missing_weights(backbone)
     if image_size and timm.get_pretrained_cfg(name).fixed_input_size:
         options = options | {"img_size": image_size}
     try:

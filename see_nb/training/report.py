@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['Searches', 'search_all', 'bad_searches', 'confusion_matrix', 'class_table', 'confused_classes', 'write_tables',
            'draw_curves', 'measures_html', 'searches_html', 'write_searches', 'write_report', 'report_index',
-           'labelled_photos']
+           'folders_of', 'labelled_photos']
 
 # %% ../../nbs/training/11_report.ipynb #c03
 import io
 import os
+import shlex
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -23,6 +24,8 @@ from ..data.datasets import RetrievalDataset
 from ..data.photos import Photos, printable
 from ..errors import SeeError
 from ..files import expanded, refuse_foreign, replacing
+from ..retrieval.changes import inside
+from ..retrieval.database import Rows
 from ..retrieval.embedding import Threshold, calibrate, embed, retrieval_metrics
 from ..retrieval.metrics import nearest
 from ..retrieval.index import Index
@@ -150,11 +153,11 @@ def write_searches(
     parts: dict[str, str],  # heading -> HTML, before the searches
     rows: Tensor,  # unit rows, (N, D)
     dataset: RetrievalDataset,  # of photos
-    commands: list[str],  # what to do next
+    commands: list[list],  # what to do next: words behind `see-nb`
 ) -> Path:  # of the page
     "Searches and confusions below what is known of the model."
     page = expanded(path)
-    refuse_foreign(page)
+    refuse_foreign(page, ".html")
     s = search_all(rows, dataset.labels, k=min(6, len(dataset) - 1))
     confusions = confusion_matrix(s, dataset.labels, dataset.classes)
     files = " and ".join(
@@ -162,10 +165,11 @@ def write_searches(
     )
     pairs = confused_classes(confusions)
     pairs = pairs.to_html(index=False, border=0) if len(pairs) else "<p>None.</p>"
+    lines = "\n".join(shlex.join(["see-nb", *map(printable, words)]) for words in commands)
     parts = parts | {
         "Worst searches": searches_html(bad_searches(s), s, dataset),
         "Most confused classes": f"{pairs}<p>All of them: {files}.</p>",
-        "Next": "<pre>" + escape("\n".join(commands)) + "</pre>",
+        "Next": f"<pre>{escape(lines)}</pre>",
     }
     body = "\n".join(f"<h2>{name}</h2>{html}" for name, html in parts.items() if html)
     return write_page(page, title, body)
@@ -192,8 +196,8 @@ def write_report(
     )
     parts = {"Recall@K": f"<p>{escape(how)}</p>{measures_html(run.row)}"}
     parts["Curves"] = draw_curves(run.row.get("history", []))
-    searchable = f"see-nb index --photos {folder} --checkpoint {output / 'checkpoint.pt'}"
-    commands = [searchable, f"see-nb app . {output} {folder}"]
+    searchable = ["index", "--photos", folder, "--checkpoint", output / "checkpoint.pt"]
+    commands = [searchable, ["app", ".", output, folder]]
     return write_searches(path, f"Training on {folder.name}", parts, rows, dataset, commands)
 
 # %% ../../nbs/training/11_report.ipynb #c12b
@@ -209,10 +213,17 @@ def report_index(
     model = stored.backbone or "a trained model"
     how = escape(f"{model}: {len(rows):,} photos of {len(dataset.classes)} classes.")
     parts = {"Recall@K": f"<p>{how}</p>{measures_html(metrics)}<p>{escape(str(known))}</p>"}
-    commands = [f"see-nb app {stored.path.parent if stored.path else '.'}"]
     title = f"Index of {dataset.images.folder.name}"
-    write_searches(path, title, parts, rows, dataset, commands)
+    write_searches(path, title, parts, rows, dataset, [["app", *folders_of(stored)]])
     return metrics, known
+
+
+def folders_of(stored: Rows) -> list[str]:
+    "Where an index, its model and its photos are: what the search page has to be given."
+    source = stored.source
+    needed = {source if os.path.isdir(source) else os.path.dirname(source)} - {""}
+    needed |= {str(stored.path.parent) if stored.path else ".", *stored.folders().values()}
+    return sorted(top for top in needed if not any(inside(top, o) for o in needed - {top}))
 
 
 def labelled_photos(index: Index) -> RetrievalDataset:
