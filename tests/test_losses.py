@@ -8,6 +8,7 @@ import re
 import threading
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -338,6 +339,20 @@ def test_the_second_term_does_not_know_how_long_embeddings_are(distance, normali
     torch.testing.assert_close(*terms, rtol=1e-3, atol=1e-5)
 
 
+def test_images_that_are_only_remembered_are_not_expanded():
+    _, x, labels = toy()
+    kept, compared = torch.arange(24) % 4 > 1, torch.arange(24) % 4 < 2
+    alone, within = (losses.CrossBatchMemory(losses.ContrastiveLoss(), D, 64) for _ in range(2))
+    see, inner = SEELoss(within, weight=1.0, generator=seeded()), within.loss
+    value, first = see(x, labels, enqueue_mask=kept), alone(x, labels, enqueue_mask=kept)
+    see.generator.manual_seed(0)
+    batch = x[compared], labels[compared]
+    second = inner(F.normalize(batch[0], dim=-1), batch[1], None, *see.expand_batch(*batch))
+    torch.testing.assert_close(value, first + second)
+    slope = torch.autograd.grad(value, x)[0]
+    assert slope[compared].any() and not slope[kept].any()
+
+
 def test_the_memory_holds_images_only_and_its_miner_chooses():
     _, x, labels = toy()
     miner, inner = miners.BatchHardMiner(), losses.TripletMarginLoss(margin=0.5)
@@ -511,15 +526,22 @@ PROXIES, PAIR = "ProxyAnchorLoss", "ContrastiveLoss"
 WRONG = [  # loss, options, what the call gets after embeddings and labels, words
     *((name, {}, (), ADAPTERS[type(make())].refused[:30]) for name, make in REFUSED.items()),
     (PROXIES, {"n_expansion": 2.5}, (), "n_expansion: expected an integer >= 1, got 2.5"),
-    (PROXIES, {"weight": math.inf}, (), "weight: expected finite, from 0 on, got inf"),
-    (PROXIES, {"weight": "a"}, (), "weight: expected finite, from 0 on, got 'a'"),
+    (PROXIES, {"weight": math.inf}, (), "weight: expected a finite number from 0 on, got inf"),
+    (PROXIES, {"weight": "a"}, (), "weight: expected a finite number from 0 on, got 'a'"),
     (PROXIES, {"fraction": math.nan}, (), "fraction: expected a share .* got nan"),
-    (PROXIES, {"schedule": abs}, (), "schedule: expected a Schedule, got builtin"),
+    (PROXIES, {"schedule": abs}, (), "schedule: expected a Schedule, .* got builtin"),
     (PAIR, {"expansion": lambda s, *_, **o: s[:, None, :5]}, (), "expansion: .* got .*10, 1, 5"),
     (PROXIES, {"centers": ones(dim=10)}, (), "the size of the loss's centers, got .*24, 12"),
     (PROXIES, {"centers": ones() * math.nan}, (), "centers: expected finite numbers"),
     (PAIR, {"centers": ones()[0]}, (), "centers: .* floating point .*float32 .12,."),
     (PAIR, {"centers": ones(2)}, (), "the loss has 2 centers.*got '0 to 5'"),
+    (PAIR, {"centers": nn.Embedding(2, D)}, (), "the loss has 2 centers.*got '0 to 5'"),
+    (PAIR, {"centers": RunningMeans}, (), "centers: .*RunningMeans is a class"),
+    (PAIR, {"centers": lambda: ones()}, (), "centers: .* takes 0|too many positional"),
+    (PROXIES, {"miner": miners.MultiSimilarityMiner}, (), "miner: .*MultiSimilarityMiner is a"),
+    (PAIR, {"miner": lambda x, y: None}, (), "miner: .*too many positional arguments"),
+    (PAIR, {"expansion": lambda s, w, k: s}, (), "expansion: .*generator=None.* argument 'gen"),
+    (PAIR, {"expansion": lambda *_, **o: None}, (), "expansion: .* one row of K .*NoneType"),
     (PAIR, {"centers": print}, (), "a row for each label, .24, 12., got NoneType"),
     (PAIR, {"centers": lambda y: ones(len(y), 5)}, (), "a row for each label"),
     (PAIR, {}, (None, ones(24)), "ref_labels: expected one integer for each row of ref"),
@@ -561,6 +583,83 @@ def test_methods_of_the_wrapped_loss_are_reachable():
     found = (torch.as_tensor(part) for part in see.get_outliers(x, labels))
     expected = (torch.as_tensor(part) for part in loss.get_outliers(x, labels))
     assert all(torch.equal(a, b) for a, b in zip(found, expected))
+
+
+def test_attributes_of_the_wrapped_loss_are_set_there():
+    loss, x, labels = toy()
+    see = SEELoss(loss, generator=seeded())
+    see.margin, see.note = 0.5, "SEE's own"
+    assert loss.margin == see.margin == 0.5 and not hasattr(loss, "note")
+    see.proxies = nn.Parameter(2 * ones())
+    assert loss.proxies is see.proxies and len(list(see.parameters())) == 1
+
+
+def test_a_loss_may_have_attributes_that_are_named_like_those_of_see():
+    class Centers(nn.Module):
+        see_place, weight, miner, epoch = "own", "its own", "its own", "its own"
+
+        def __init__(self):
+            super().__init__()
+            self.centers = nn.Parameter(ones())
+
+        def forward(self, x, y):
+            return (x - self.centers[y]).square().sum(1).mean()
+
+    own, (_, x, labels) = Centers(), toy()
+    for centers in (own.centers, own.centers.detach(), nn.Embedding.from_pretrained(ones())):
+        see = SEELoss(own, centers=centers, generator=seeded())
+        see.weight = 0.5
+        value = see(x, labels)
+        see.generator.manual_seed(0)
+        assert torch.equal(value, own(x, labels) + 0.5 * own(*see.expand_batch(x, labels)))
+    assert own.weight == own.miner == own.epoch == "its own"
+
+
+@pytest.mark.parametrize(
+    "see_it", [lambda loss, **o: SEELoss(loss, **o).eval(), partial(SEELoss, weight=0)]
+)
+def test_what_is_the_loss_alone_takes_classes_that_have_no_centre(see_it):
+    loss, x, labels = toy(PAIR)
+    for centers in (RunningMeans(C, D), ones()):
+        assert torch.equal(see_it(loss, centers=centers)(x, labels + 50), loss(x, labels + 50))
+        with pytest.raises(SeeError, match="the loss has 6 centers"):
+            SEELoss(loss, centers=centers)(x, labels + 50)
+
+
+def test_synthetics_to_look_at_are_those_of_training():
+    loss, x, labels = toy()
+    see = SEELoss(loss, np.int64(4), generator=seeded())
+    expected, _ = see.expand_batch(x, labels)
+    for same in (labels.byte(), labels.tolist(), labels.numpy()):
+        see.generator.manual_seed(0)
+        assert torch.equal(see.expand_batch(x, same)[0], expected)
+    with pytest.raises(SeeError, match="classes 0 to 5"):
+        see.expand_batch(x, labels + 1)
+    with pytest.raises(SeeError, match="call set_epoch"):
+        SEELoss.as_published(loss, 5).expand_batch(x, labels)
+    with pytest.raises(SeeError, match="ClosedForm makes no synthetics"):
+        SEELoss(loss, expansion="closed_form").expand_batch(x, labels)
+
+
+def test_running_means_outlive_a_batch_that_is_no_number():
+    loss, x, labels = toy(PAIR)
+    sees = [SEELoss(loss, 4, centers=RunningMeans(C, D)) for _ in range(2)]
+    broken = x.detach().clone()
+    broken[3] = math.nan
+    known = torch.arange(len(x)) != 3
+    sees[0](broken, labels), sees[1](x[known], labels[known])
+    assert all(torch.equal(*pair) for pair in zip(*(see.centers.buffers() for see in sees)))
+    assert sees[0](x, labels).isfinite()
+
+
+def test_a_loss_that_was_changed_or_compiled_is_called_as_it_is():
+    loss, x, labels = toy()
+    value = SEELoss(torch.compile(loss, backend="eager"), generator=seeded())(x, labels)
+    torch.testing.assert_close(value, SEELoss(loss, generator=seeded())(x, labels))
+    loss.forward = lambda *batch: 2 * losses.ProxyAnchorLoss.forward(loss, *batch)
+    torch.testing.assert_close(SEELoss(loss, generator=seeded())(x, labels), 2 * value)
+    traced = torch.jit.trace(nn.CrossEntropyLoss(), (torch.randn(24, D), labels))
+    assert SEELoss(traced, place="own", centers=ones())(x, labels).isfinite()
 
 
 def test_synthetics_that_are_negatives_only():

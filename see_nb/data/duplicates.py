@@ -81,14 +81,6 @@ class Copies:
         "Photos that have a copy."
         return sorted({*self.pairs["first"], *self.pairs["second"]})
 
-    def extra(self) -> list[int]:
-        "Photos to leave out so that no copies are left: of each group the first stays."
-        left_out = set()
-        for first, second in sorted(zip(self.pairs["first"], self.pairs["second"])):
-            if first not in left_out:
-                left_out.add(second)
-        return sorted(left_out)
-
     def table(self) -> pd.DataFrame:  # path, copy, cosine, exact
         "A row for each pair, the most alike first."
         pairs = self.pairs.sort_values("cosine", ascending=False, kind="stable")

@@ -92,10 +92,8 @@ def evidence_rows(
     rows = pd.concat(tables, ignore_index=True)
     planned = {loss for part in (PLAN | PAPER).values() for loss in part.losses}
     rows = rows[rows.loss.isin(planned) | rows.loss.isna()]
-    first = {
-        "seed": 0,
-        "backbone": "tf_efficientnet_lite0",
-    }  # the first rows of raw features lack it
+    # what the first rows of raw features lack
+    first = {"seed": 0, "backbone": "tf_efficientnet_lite0"}
     return rows.fillna(first).astype({"seed": int})
 
 # %% ../../nbs/experiments/12_evidence.ipynb #c07
@@ -392,7 +390,7 @@ EFFECT_PARTS = (
 
 def setting_effects(
     rows: pd.DataFrame,  # of `labelled`
-    raw: pd.DataFrame,  # rows of raw features: dataset, image_size (may lack) and recall_at_1
+    raw: pd.DataFrame,  # rows of raw features, as of `raw_recall`
 ) -> pd.DataFrame:  # a row per cell and setting, then a pooled one per setting
     "What each setting of SEE adds to Proxy-Anchor alone, in points of Recall@1."
     claims = [

@@ -6,6 +6,8 @@
 __all__ = ['mmd_centers']
 
 # %% ../../nbs/method/01_centers.ipynb #c02
+from numbers import Integral
+
 import torch
 from torch import Tensor
 
@@ -19,10 +21,11 @@ def mmd_centers(
     device: torch.device | str | None = None,  # of the result
 ) -> Tensor:  # (L, L - 1), unit rows, pairwise cosine -1 / K, lower triangular, first row e_1
     "Vertices of a regular simplex: MMD centers (Pang et al., ICML 2018)."
-    expected = "at least 2, one source and one synthetic"
-    check_that(n_centers >= 2, "n_centers", n_centers, expected, "Use n_expansion + 1.")
+    expected, fits = "at least 2, one source and one synthetic", isinstance(n_centers, Integral)
+    check_that(fits and n_centers >= 2, "n_centers", n_centers, expected, "Use n_expansion + 1.")
     k, dtype = n_centers - 1, dtype or torch.get_default_dtype()
-    check_that(dtype.is_floating_point, "dtype", str(dtype), "floating point", "Leave it out.")
+    fits = isinstance(dtype, torch.dtype) and dtype.is_floating_point
+    check_that(fits, "dtype", str(dtype), "floating point, of torch", "Leave it out.")
     precise = torch.promote_types(dtype, torch.float32)
     rest = torch.arange(k, 0, -1, dtype=precise, device=device)  # K - j
     diagonal = torch.sqrt((k + 1) * rest / (k * (rest + 1)))

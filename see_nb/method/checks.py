@@ -15,35 +15,46 @@ from pytorch_metric_learning import losses
 from torch import Generator, Tensor, nn
 
 from ..errors import SeeError, check_that
-from .adapters import find_proxies, layers, own_miner, unwrapped
+from .adapters import check_fit, find_proxies, layers, own_miner, unwrapped
 from .curriculum import Schedule
 from .expansion import check_n_expansion, full_precision
 from .proxy_anchor import is_plain
 from .running_means import MovingCenters
 
 # %% ../../nbs/method/11_checks.ipynb #c05
-def check_options(see: nn.Module) -> None:
+_CENTERS = "a tensor (C, D), or a function from labels (B,) to rows (B, D)"
+
+
+def check_options(see: nn.Module, loss: nn.Module) -> None:
     "Kinds and ranges, or a SeeError."
     weight, share, rows = see.weight, see.fraction, see.centers
     some = isinstance(rows, Tensor)
     for name, fits, expected in (
-        ("loss", isinstance(see.loss, nn.Module), "a module, such as ProxyAnchorLoss(C, D)"),
-        ("weight", isinstance(weight, Real) and 0 <= weight < math.inf, "finite, from 0 on"),
+        ("loss", isinstance(loss, nn.Module), "a module, such as ProxyAnchorLoss(C, D)"),
+        (
+            "weight",
+            isinstance(weight, Real) and 0 <= weight < math.inf,
+            "a finite number from 0 on",
+        ),
         ("fraction", isinstance(share, Real) and 0 <= share <= 1, "a share of the batch in [0, 1]"),
-        ("schedule", isinstance(see.schedule, Schedule | None), "a Schedule"),
+        ("schedule", isinstance(see.schedule, Schedule | None), "a Schedule, made with the epochs"),
         ("encoder_grad", see.encoder_grad in (None, True, False), "True, False or None"),
         ("generator", isinstance(see.generator, Generator | None), "a torch.Generator"),
         ("miner", see.miner is None or callable(see.miner), "a miner of the library"),
-        ("centers", some or rows is None or callable(rows), "(C, D), or a function of labels"),
+        ("centers", some or rows is None or callable(rows), _CENTERS),
     ):
-        check_that(fits, name, getattr(see, name), expected)
-    if any(isinstance(layer, type(see)) for layer in layers(see.loss)):
+        check_that(fits, name, loss if name == "loss" else getattr(see, name), expected)
+    if not some and rows is not None:
+        check_fit("centers", _CENTERS, rows, 0)
+    if any(isinstance(layer, type(see)) for layer in layers(loss)):
         raise SeeError("loss: it is a SEELoss already. Wrap the loss within, once.")
     if some:
         fits = rows.ndim == 2 and rows.is_floating_point()
         check_that(fits, "centers", rows, "floating point (C, D), a row for each class")
         check_centers(rows, rows.shape)
-        check_that(bool(rows.any(-1).all()), "centers", rows, "rows that are not zero")
+        check_that(
+            rows.is_meta or bool(rows.any(-1).all()), "centers", rows, "rows that are not zero"
+        )
 
 
 def check_epoch(epoch: int) -> None:
@@ -72,8 +83,8 @@ def rows_for_classes(
         sizes["proxies"] = len(proxies), proxies.shape[-1]
     elif n := beta if beta > 1 else getattr(loss, "num_classes", 0):
         sizes["classes"] = n, 0
-    if isinstance(centers, Tensor):
-        sizes["centers"] = centers.shape
+    if isinstance(table := getattr(centers, "weight", centers), Tensor):  # of an nn.Embedding
+        sizes["centers"] = table.shape
     elif isinstance(centers, MovingCenters):
         sizes["centers"] = centers.num_classes, centers.embedding_size
     return sizes
@@ -87,8 +98,7 @@ def check_loss(see: nn.Module) -> None:
         not own or proxies is not None or see.centers is not None,
         "centers",
         see.centers,
-        "a tensor or parameter (C, D), or a function from labels (B,) to centres (B, D), since "
-        f"{name} has no attribute `proxies`",
+        f"{_CENTERS}, since {name} has no tensor `proxies`",
     )
     expected = f"True, since only the encoder learns around {name}"
     check_that(own or see.encoder_grad, "encoder_grad", see.encoder_grad, expected)
@@ -96,16 +106,22 @@ def check_loss(see: nn.Module) -> None:
     expected = "the library's ProxyAnchorLoss with its own proxies as centres for the closed form"
     check_that(fits or not see.expansion.plain_only, "loss", name, expected, "Use expansion='see'.")
     lengths = [size for _, size in rows_for_classes(see, proxies).values() if size]
+    if see.miner is not None:
+        n = 2 if see.place in ("own", "batch") else 4
+        expected = "a miner of the library: (embeddings, labels, ref_emb, ref_labels) -> pairs"
+        check_fit("miner", expected, see.miner, *range(n))
     check_n_expansion(see.n_expansion, min(lengths, default=math.inf))
 
 # %% ../../nbs/method/11_checks.ipynb #c08
 def check_batch(
-    see: nn.Module, proxies: Tensor | None, indices_tuple, *streams
+    see: nn.Module, proxies: Tensor | None, expands: bool, indices_tuple, *streams
 ) -> tuple[Tensor, ...]:
     "Rows in full precision and int64 labels, of one stream or two; or a SeeError."
-    if see.adds_synthetics:
-        check_call(see, indices_tuple, len(streams) > 2)
     sizes = rows_for_classes(see, proxies)
+    if expands:
+        check_call(see, indices_tuple, len(streams) > 2)
+    else:  # other classes are the loss's affair
+        sizes.pop("centers", None)
     first = check_rows("embeddings", "labels", *streams[:2], sizes)
     if len(streams) == 2:
         return first

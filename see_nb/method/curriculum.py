@@ -8,6 +8,7 @@ __all__ = ['cosine_progress', 'Schedule', 'ExpansionSchedule', 'ThresholdSchedul
 # %% ../../nbs/method/03_curriculum.ipynb #c02
 import math
 from dataclasses import dataclass
+from numbers import Real
 
 from torch import Tensor
 
@@ -37,12 +38,13 @@ class Schedule:
         return select_closest(similarity, self(epoch))
 
 
-def _check_schedule(epochs: int, low: float, high: float, least: float) -> None:
-    check_that(epochs >= 1, "epochs and period", epochs, "at least 1")
-    if not least <= low <= high <= 1:
-        raise SeeError(
-            f"low and high: expected {least:g} <= low <= high <= 1, got low={low} and high={high}."
-        )
+def _check_schedule(low: float, high: float, least: float, **epochs: int) -> None:
+    for name, n in epochs.items():
+        check_that(isinstance(n, Real) and n >= 1, name, n, "a number of at least 1")
+    numbers = isinstance(low, Real) and isinstance(high, Real)
+    if not (numbers and least <= low <= high <= 1):
+        got = f"got low={low!r} and high={high!r}"
+        raise SeeError(f"low and high: expected {least:g} <= low <= high <= 1, {got}.")
 
 # %% ../../nbs/method/03_curriculum.ipynb #c08
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ class ExpansionSchedule(Schedule):
     period: int = 200  # T, the rise takes min(epochs, period) epochs
 
     def __post_init__(self):
-        _check_schedule(min(self.epochs, self.period), self.low, self.high, least=0)
+        _check_schedule(self.low, self.high, 0, epochs=self.epochs, period=self.period)
 
     def __call__(self, epoch: int) -> float:
         "Fraction at this epoch, counted from 0; constant after the rise."
@@ -73,7 +75,7 @@ class ThresholdSchedule(Schedule):
     floor: float = 0.0  # the threshold never falls below it; the authors' `lower_bound`
 
     def __post_init__(self):
-        _check_schedule(self.epochs, self.low, self.high, least=-1)
+        _check_schedule(self.low, self.high, -1, epochs=self.epochs)
 
     def __call__(self, epoch: int) -> float:
         "Threshold at this epoch, counted from 0; constant after the fall."
@@ -90,6 +92,9 @@ def select_closest(
     fraction: float,  # share of the batch, in [0, 1]
 ) -> Tensor:  # indices of the round(fraction * B) closest, closest first
     "The embeddings closest to their own centre."
-    check_that(similarity.ndim == 1, "similarity", similarity, "one number per embedding, (B,)")
-    check_that(0 <= fraction <= 1, "fraction", fraction, "a share in [0, 1]")
+    fits = isinstance(similarity, Tensor) and similarity.ndim == 1
+    check_that(fits, "similarity", similarity, "one number per embedding, (B,)")
+    check_that(
+        isinstance(fraction, Real) and 0 <= fraction <= 1, "fraction", fraction, "a share in [0, 1]"
+    )
     return similarity.topk(round(fraction * len(similarity))).indices

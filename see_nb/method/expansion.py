@@ -7,6 +7,8 @@ __all__ = ['full_precision', 'check_n_expansion', 'expand_reference', 'expansion
            'expand_along']
 
 # %% ../../nbs/method/02_expansion.ipynb #c03
+from numbers import Integral
+
 import torch
 from torch import Tensor
 
@@ -24,7 +26,7 @@ def check_n_expansion(
     embedding_size: int,  # D
 ) -> None:
     "A SeeError unless 1 <= K <= D - 1."
-    whole = isinstance(n_expansion, int) and n_expansion >= 1
+    whole = isinstance(n_expansion, Integral) and n_expansion >= 1
     check_that(whole, "n_expansion", n_expansion, "an integer >= 1", "The paper uses 8.")
     if n_expansion >= embedding_size:
         raise SeeError(
@@ -36,9 +38,11 @@ def check_n_expansion(
 def _check_expansion(embeddings: Tensor, centers: Tensor, n_expansion: int) -> None:
     "Kind and size; unit length is the caller's business (a look would stop a GPU)."
     pair = embeddings, centers
-    kinds = {(x.shape, x.device, full_precision(x[:0]).dtype) for x in pair}
-    if len(kinds) > 1 or embeddings.ndim != 2 or not embeddings.is_floating_point():
-        got = " and ".join(f"{x.dtype} {tuple(x.shape)} on {x.device}" for x in pair)
+    tensors = all(isinstance(x, Tensor) for x in pair)
+    kinds = {(x.shape, x.device, full_precision(x[:0]).dtype) for x in pair if tensors}
+    if len(kinds) != 1 or embeddings.ndim != 2 or not embeddings.is_floating_point():
+        got = [f"{x.dtype} {tuple(x.shape)} on {x.device}" for x in pair if tensors]
+        got = " and ".join(got or [type(x).__name__ for x in pair])
         raise SeeError(
             "embeddings and centers: expected two floating-point tensors of one shape (B, D), "
             f"one precision and one device, got {got}. Pass the centre of each embedding's own "
@@ -58,7 +62,7 @@ def expand_reference(
     _check_expansion(embeddings, centers, n_expansion)
     mu = mmd_centers(n_expansion + 1, dtype=embeddings.dtype)
     synthetics = []
-    for z, w in zip(embeddings, centers.detach()):
+    for z, w in zip(embeddings, centers.detach().to(embeddings)):
         m = (z @ w) * w
         rho = (z - m).norm()
         u = (z - m) / rho.clamp_min(torch.finfo(rho.dtype).tiny)

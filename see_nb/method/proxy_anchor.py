@@ -59,6 +59,8 @@ def is_plain(loss: nn.Module) -> bool:
     "Whether it is the library's Proxy-Anchor as published: what `proxy_anchor` computes."
     if type(loss) is not losses.ProxyAnchorLoss or loss.weight_regularizer is not None:
         return False
+    if "forward" in vars(loss):  # it was replaced
+        return False
     parts = loss.reducer.reducers.values() if hasattr(loss.reducer, "reducers") else [None]
     return (
         type(loss.distance) is distances.CosineSimilarity

@@ -6,6 +6,8 @@
 __all__ = ['n_processes', 'MovingCenters', 'check_state', 'RunningMeans']
 
 # %% ../../nbs/method/10_running_means.ipynb #c03
+from numbers import Integral, Real
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -51,10 +53,10 @@ class RunningMeans(MovingCenters):
         momentum: float = 0.9,  # share of the old mean that stays, in [0, 1)
     ):
         super().__init__()
-        share = 0 <= momentum < 1
+        share = isinstance(momentum, Real) and 0 <= momentum < 1
         check_that(share, "momentum", momentum, "a share in [0, 1)", "0 keeps the last batch.")
         for name, size in {"num_classes": num_classes, "embedding_size": embedding_size}.items():
-            check_that(isinstance(size, int) and size >= 1, name, size, "an integer >= 1")
+            check_that(isinstance(size, Integral) and size >= 1, name, size, "an integer >= 1")
         self.num_classes, self.embedding_size = num_classes, embedding_size
         self.momentum = momentum
         self.register_buffer("means", torch.zeros(num_classes, embedding_size))
@@ -63,8 +65,10 @@ class RunningMeans(MovingCenters):
 
     @torch.no_grad()
     def update(self, embeddings: Tensor, labels: Tensor) -> None:
-        members = torch.zeros_like(self.seen).index_add_(0, labels, torch.ones_like(labels))
-        total = torch.zeros_like(self.means).index_add_(0, labels, embeddings.to(self.means))
+        known = embeddings.isfinite().all(-1)  # one NaN would stay for ever
+        rows = embeddings.masked_fill(~known[:, None], 0).to(self.means)
+        members = torch.zeros_like(self.seen).index_add_(0, labels, known.to(self.seen))
+        total = torch.zeros_like(self.means).index_add_(0, labels, rows)
         if n_processes() > 1:  # each has a share of the batch
             torch.distributed.all_reduce(members)
             torch.distributed.all_reduce(total)

@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import check_that
+from ..errors import SeeError, check_that
+from .adapters import check_fit
 from .closed_form import expected_proxy_anchor
 from .expansion import decompose, expand, expand_along, gaussian
 
@@ -50,12 +51,13 @@ class Expansion(nn.Module):
         centers: Tensor,  # of the sources, unit rows, (N, D)
         k: int,  # K, synthetics of each source
     ) -> Tensor:  # unit rows, (N, K, D)
-        raise NotImplementedError
+        raise SeeError(f"expansion: {type(self).__name__} makes no synthetics to look at.")
 
     def rows(self, batch: Batch, centers: Tensor, k: int) -> tuple[Tensor, Tensor]:
         "The synthetics one after the other, (N K, D), and the label of each source, (N K,)."
         made = self.synthetics(batch, centers, k)
-        fits = made.ndim == 3 and made.shape[::2] == centers.shape
+        fits = isinstance(made, Tensor) and made.ndim == 3 and made.is_floating_point()
+        fits = fits and made.shape[::2] == centers.shape
         expected = f"synthetics ({len(centers)}, K, {centers.shape[1]}), one row of K per source"
         check_that(fits, "expansion", made, expected)
         return made.flatten(0, 1), batch.source_labels.repeat_interleave(made.shape[1])
@@ -135,4 +137,8 @@ def way_of(
     expected = f"one of {', '.join(WAYS)}, a function or an Expansion"
     remedy = "Others' ways are built by name: see_nb.baselines.registry.build_expansion(name)."
     check_that(callable(way), "expansion", expansion, expected, remedy)
-    return way() if isinstance(way, type) else OfFunction(way)
+    if isinstance(way, type):
+        return way()
+    expected = "a function (sources (N, D), centers (N, D), K, *, generator=None) -> (N, K, D)"
+    check_fit("expansion", expected, way, *range(3), generator=None)
+    return OfFunction(way)

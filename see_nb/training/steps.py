@@ -15,9 +15,9 @@ import torch
 from pytorch_metric_learning.samplers import MPerClassSampler
 from pytorch_metric_learning.utils import common_functions
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_gather
 
 from ..errors import SeeError
+from ..method.running_means import n_processes
 from ..method.see_loss import SEELoss
 from ..baselines.mining import asking
 from .recipes import Recipe
@@ -138,11 +138,23 @@ class ClassBatches:
             yield keys[self.rank * share : (self.rank + 1) * share]
 
 # %% ../../nbs/training/04_steps.ipynb #c16
+class _Gathered(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, own: Tensor) -> Tensor:
+        parts = [torch.empty_like(own) for _ in range(n_processes())]
+        torch.distributed.all_gather(parts, own)
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> Tensor:
+        of_all = torch.empty_like(gradient, memory_format=torch.contiguous_format)
+        torch.distributed.all_to_all_single(of_all, gradient.contiguous())
+        return of_all.unflatten(0, (n_processes(), -1)).sum(0)
+
+
 def gathered(own: Tensor) -> Tensor:
     "Rows of all processes in turn, with their gradient; in a single process those that it has."
-    if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
-        return torch.cat(all_gather(own.contiguous()))
-    return own
+    return _Gathered.apply(own.contiguous()) if n_processes() > 1 else own
 
 # %% ../../nbs/training/04_steps.ipynb #c17
 class Step(nn.Module):

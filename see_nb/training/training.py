@@ -180,7 +180,8 @@ class Training(Epochs):
 
     def state(self) -> dict:
         "Everything needed to go on. A SeeError if a step or a weight was not finite."
-        self.check_finite()
+        if self.position:  # at the end of an epoch it was looked at
+            self.check_finite()
         scaler = self.accelerator.scaler
         return {
             **self.run.state(),
