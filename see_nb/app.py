@@ -224,7 +224,10 @@ def make_page(catalogue: Catalogue):  # a gradio page
         one.input(lambda name: gr.Dropdown(choices=classes_of(name), value=[]), one, only, **quiet)
         service = gr.Button(visible=False)
         # what a program sends is looked at by `find_neighbours`: fields of a page refuse in silence
-        asked = [gr.Textbox(first, visible=False), *(gr.JSON(v, visible=False) for v in ("[]", "12"))]
+        asked = [
+            gr.Textbox(first, visible=False),
+            *(gr.JSON(v, visible=False) for v in ("[]", "12")),
+        ]
         service.click(answer, [photo, stored, *asked], gr.JSON(visible=False), api_name="search")
         service.click(lambda: names, None, gr.JSON(visible=False), api_name="indices")
     return page
