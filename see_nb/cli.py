@@ -286,27 +286,22 @@ class Compare(Command):
 
     def run(self) -> None:
         with needs("notebooks", "compare"):
-            from see_nb.experiments.compare import (
-                compare,
-                compare_page,
-                plan_in_words,
-                seconds_of_run,
-            )
+            from see_nb.experiments import compare
             from see_nb.experiments.evidence import tests_table
         recipes = self.recipes()
         if self.show:
             first, skip = next(iter(recipes.values())), self.skip_damaged
-            seconds = seconds_of_run(first, self.root, skip_damaged=skip)
+            seconds = compare.seconds_of_run(first, self.root, skip_damaged=skip)
             numbers = len(recipes), self.seeds, self.searches
-            print(plan_in_words(*numbers, seconds, self.processes or None))
+            print(compare.plan_in_words(*numbers, seconds, self.processes or None))
             return
         page = self.output / "compare.html"
         refuse_foreign(page)  # before hours, not after them
         names = ("seeds", "output", "searches", "margin", "root", "launcher", "skip_damaged")
         options = {name: getattr(self, name) for name in names}
-        found = compare(recipes, processes=self.processes or None, **options)
+        found = compare.compare(recipes, processes=self.processes or None, **options)
         print(tests_table(found.tests()).drop(columns="where").to_string(index=False))
-        print(f"The page is at {compare_page(found, page)}")
+        print(f"The page is at {compare.compare_page(found, page)}")
 
     def recipes(self) -> dict:
         "A recipe for each loss, by what was typed."
@@ -526,23 +521,19 @@ class Export(Command):
     folder: Path | None = None
 
     def run(self) -> None:
-        from see_nb.training.export import (
-            export_onnx,
-            open_model,
-            refuse_foreign_folder,
-            save_folder,
-        )
+        from see_nb.training import export
         from see_nb.training.run import load_run
 
         if not (self.onnx or self.folder):
             raise SeeError("export: expected --onnx FILE or --folder FOLDER, got neither.")
         if self.folder:
-            refuse_foreign_folder(expanded(self.folder))
+            export.refuse_foreign_folder(expanded(self.folder))
         if self.onnx:
-            difference = export_onnx(open_model(self.checkpoint)[0], self.onnx)
+            model, _ = export.open_model(self.checkpoint)
+            difference = export.export_onnx(model, self.onnx)
             print(f"ONNX is at {self.onnx}; largest difference to PyTorch {difference:.1e}")
         if self.folder:
-            save_folder(load_run(self.checkpoint), self.folder)
+            export.save_folder(load_run(self.checkpoint), self.folder)
             print(f"The folder is {self.folder}")
 
 # %% ../nbs/cli.ipynb #c19

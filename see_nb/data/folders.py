@@ -182,19 +182,7 @@ def look_like_splits(
 def looks_like_photo(path: str) -> bool:
     "Whether a file that cannot be read is a picture or a film by its name."
     kind = mimetypes.guess_type(path)[0] or ""
-    raw = (
-        ".cr2",
-        ".cr3",
-        ".nef",
-        ".arw",
-        ".dng",
-        ".raf",
-        ".orf",
-        ".rw2",
-        ".heic",
-        ".heif",
-        ".avif",
-    )
+    raw = tuple(".cr2 .cr3 .nef .arw .dng .raf .orf .rw2 .heic .heif .avif".split())
     return kind.startswith(("image/", "video/")) or path.lower().endswith(raw)
 
 # %% ../../nbs/data/02_folders.ipynb #c16c
