@@ -9,6 +9,7 @@ __all__ = ['CSS', 'NAMED', 'OFFERED', 'Catalogue', 'stored_photo', 'find_neighbo
 # %% ../nbs/app.ipynb #c02
 import os
 import signal
+import socket
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -35,7 +36,7 @@ class Catalogue:
             raise SeeError("folders: expected one or more with indices and photos, got none.")
         self.folders = [expanded(folder).resolve() for folder in folders]
         if gone := [folder for folder in self.folders if not folder.is_dir()]:
-            raise SeeError(f"folders: there is no folder {gone[0]}.")
+            raise SeeError(f"folders: there is no folder {gone[0]}. Give that of the index.")
         found = sorted({path for top in self.folders for path in top.rglob("*.index")})
         if not found:
             raise SeeError(
@@ -223,7 +224,10 @@ def make_page(catalogue: Catalogue):  # a gradio page
         one.input(lambda name: gr.Dropdown(choices=classes_of(name), value=[]), one, only, **quiet)
         service = gr.Button(visible=False)
         # what a program sends is looked at by `find_neighbours`: fields of a page refuse in silence
-        asked = [gr.Textbox(first, visible=False), *(gr.JSON(v, visible=False) for v in ([], 12))]
+        asked = [
+            gr.Textbox(first, visible=False),
+            *(gr.JSON(v, visible=False) for v in ("[]", "12")),
+        ]
         service.click(answer, [photo, stored, *asked], gr.JSON(visible=False), api_name="search")
         service.click(lambda: names, None, gr.JSON(visible=False), api_name="indices")
     return page
@@ -283,12 +287,16 @@ def served(
     with own_settings():
         page = make_page(catalogue)
         try:
+            family = socket.AF_INET6 if ":" in listen else socket.AF_INET
+            socket.create_server((listen.strip("[]"), port or 0), family=family).close()
             app_kwargs = {"middleware": guards}
             options = {"quiet": True, "prevent_thread_lock": True, "app_kwargs": app_kwargs}
             _, address, _ = page.launch(**place, **closed, **style, **options)
-        except OSError as error:
-            got = f"port {port} is" if port else "the ports from 7860 on are"
-            raise SeeError(f"port: {got} in use. Give a free one with --port.") from error
+        except (OSError, OverflowError) as error:
+            got = f"port {port}" if port else "a port from 7860 on"
+            why = getattr(error, "strerror", "") or error
+            remedy = "Give others with --port and --listen."
+            raise SeeError(f"port: {got} at {listen} cannot be used ({why}). {remedy}") from error
         try:
             yield address
         finally:

@@ -194,7 +194,7 @@ def write_report(
     from see_nb.training import report
     from see_nb.training.splits import load_split, readable
 
-    test = load_split(run.recipe, root)
+    test = load_split(run.recipe, root, trained=run.data["train"])
     test = readable(test, {}) if skip_damaged else test  # the training has named the others
     page = report.write_report(run, test, output / "report.html")
     print(f"A report with pictures is at {page}")
@@ -217,7 +217,7 @@ def show_metrics(
 # %% ../nbs/cli.ipynb #c13
 @dataclass
 class Evaluate(Command):
-    "Recall@K and MAP@R: of a checkpoint on test classes, or of an index on its own photos."
+    "Recall@K and MAP@R of a checkpoint on test classes, or of an index on its photos."
 
     checkpoint: Path | None = None  # written by see-nb train
     index: Path | None = None  # by see-nb index: its photos search each other
@@ -241,12 +241,12 @@ class Evaluate(Command):
         recipe, trained = run.recipe, run.data["train"]
         tested = replace(recipe, dataset=self.dataset or recipe.dataset)
         dataset = load_split(tested, self.root, trained=trained)
+        as_then = dataset.facts() == run.data["test"]  # else the raw network was not tested on it
         if self.skip_damaged:
             n, damaged = len(dataset), {}
             dataset = readable(dataset, damaged)
             refuse_damaged(damaged, n, skip=True)
         print(f"{recipe.method}, trained on {recipe.dataset}, tested on {dataset}")
-        as_then = dataset.classes == run.data["test"]["classes"]
         metrics = evaluate(run.model, dataset, image_size=recipe.image_size)
         show_metrics(metrics, run.row if as_then else {})
 
@@ -263,7 +263,7 @@ class Evaluate(Command):
 # %% ../nbs/cli.ipynb #c13b
 @dataclass
 class Compare(Command):
-    "Compare losses with the same budget and the same seeds; OUTPUT gets rows and a page."
+    "Compare losses with equal budgets and equal seeds; OUTPUT gets rows and a page."
 
     # two or more, the first is what the others must beat: a name of the registry or module:name of
     # your own, with +see (as published) or +see-encoder behind it
@@ -305,7 +305,7 @@ class Compare(Command):
         names = ("seeds", "output", "searches", "margin", "root", "launcher", "skip_damaged")
         options = {name: getattr(self, name) for name in names}
         found = compare(recipes, processes=self.processes or None, **options)
-        print(tests_table(found.tests()).to_string(index=False))
+        print(tests_table(found.tests()).drop(columns="where").to_string(index=False))
         print(f"The page is at {compare_page(found, page)}")
 
     def recipes(self) -> dict:
@@ -488,7 +488,7 @@ def show_left_out(
 # %% ../nbs/cli.ipynb #c17
 @dataclass
 class Search(Command):
-    "Find the photos of an index that are most like others; ask for many at once, it is quicker."
+    "Find the photos of an index most like others; for many at once it is quicker."
 
     photos: Positional[tuple[Path, ...]]  # to search for, or folders of them
     index: Path = Path("my.index")  # made by see-nb index

@@ -220,8 +220,12 @@ def test_no_variable_widens_what_is_served_and_uploads_go(folder, monkeypatch, t
         uploads = Path(os.environ["GRADIO_TEMP_DIR"])
         assert uploads.is_dir() and uploads != tmp_path / "uploads"
         port = int(place.rstrip("/").rpartition(":")[2])
-        with pytest.raises(SeeError, match=f"port: port {port} is in use"):
-            with served([folder], port=port):
+        for wrong, words in (
+            ({"port": port}, f"port {port} at 127.0.0.1 .*in use"),
+            ({"port": 99999}, "port 99999 at 127.0.0.1 .*0-65535"),
+            ({"listen": "192.0.2.1"}, "at 192.0.2.1 cannot be used"),  # of no computer
+        ):
+            with pytest.raises(SeeError, match=words), served([folder], **wrong):
                 pass
     (folder / "a cut one.index").unlink()
     assert not uploads.exists()

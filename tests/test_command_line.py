@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from see_nb.cli import COMMANDS, Command, Running, parse
 from see_nb.training.recipes import Recipe
 from see_nb.training.results import read_rows
+from see_nb.training.run import load_run
 
 OPTIONS = {
     name: [
@@ -198,6 +199,18 @@ def test_your_own_photos_from_check_to_evaluation(see_nb_command, album, tmp_pat
         and "kind 3/2.jpg" in done.stderr
     )
     assert see_nb_command(*check, "--no-decode").returncode == 0
+    checkpoint = tmp_path / "run" / "checkpoint.pt"
+    run = load_run(checkpoint)
+    run.row["raw"] = run.metrics | {"embedding_size": 64}
+    run.save(checkpoint)
+    evaluate = ("evaluate", "--checkpoint", checkpoint, "--root", album)
+    assert "raw pretrained network" in see_nb_command(*evaluate).stdout
+    photo(album / "kind 4" / "0.jpg", 99, (100, 90))  # other test photos: the raw network's are old
+    done = see_nb_command(*evaluate)
+    assert done.returncode == 0 and "raw pretrained network" not in done.stdout
+    (album / "kind 3").rename(album / "one more")  # it trained: no report tests on it
+    done = see_nb_command(*train, "--resume")
+    assert done.returncode == 2 and "expected all classes that trained or none" in done.stderr
     done = see_nb_command(*check, "--damaged", photo(tmp_path / "mine.csv", kind="PNG"))
     assert done.returncode == 1 and "mine.csv: is there, and see-nb did not write" in done.stderr
 

@@ -441,6 +441,25 @@ def test_photos_model_and_index_move_together_or_apart(album, tmp_path, capsys):
     assert "0 embedded, 30 unchanged" in capsys.readouterr().out
 
 
+def test_what_cannot_be_looked_into_or_written_is_told(album, tmp_path, monkeypatch):
+    index = Index.build(Colours(), album, path=tmp_path / "my.index", image_size=32)
+    shutil.rmtree(album / "kind 0")
+    (album / "kind 0").mkdir()
+    names = os.listdir
+
+    def closed(folder):
+        if "kind 0" in str(folder):
+            raise PermissionError("closed")
+        return names(folder)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "listdir", closed)
+        assert index.prune().kept == {str(album / "kind 0"): 10} and len(index) == 30
+    monkeypatch.setattr(os, "access", lambda *asked: False)
+    with pytest.raises(SeeError, match="new.index: cannot be written .its folder is closed"):
+        Index.build(Colours(), album, path=tmp_path / "new.index", image_size=32)
+
+
 def test_a_folder_asked_for_twice_is_there_once(album, tmp_path):
     (tmp_path / "link").symlink_to(album, target_is_directory=True)
     index = Index.build(Colours(), album, image_size=32)

@@ -258,7 +258,7 @@ def use_loss(
         return one_of("loss", name, LOSSES)
     try:
         needed = signature(_load(name)).parameters
-    except (ImportError, AttributeError, SyntaxError, TypeError, ValueError) as error:
+    except Exception as error:  # noqa: BLE001  somebody's own module may raise anything
         raise SeeError(
             f"loss: {name} cannot be found ({error}). Give module:name of a loss that Python can "
             "import from here."

@@ -125,7 +125,9 @@ def entries_of(folder: str) -> list[os.DirEntry]:
         with os.scandir(folder) as entries:
             return sorted(entries, key=lambda entry: entry.name)
     except OSError as error:
-        raise SeeError(f"{folder}: cannot be looked into ({error.strerror}).") from error
+        raise SeeError(
+            f"{folder}: cannot be looked into ({error.strerror}). Open or move it."
+        ) from error
 
 # %% ../../nbs/data/01_photos.ipynb #c11
 def find_files(folder: str | Path) -> Files:

@@ -184,23 +184,26 @@ class Pruned:
     "What `prune` did."
 
     dropped: int  # photos
-    kept: dict[str, int]  # folder that is empty or not there -> photos of it that stay
+    kept: dict[str, int]  # folder that is empty, not there or closed -> photos of it that stay
 
     def __str__(self) -> str:
         stay = [
-            f"{n:,} stay: {printable(folder)} is empty or not there. Mount its disk; or, if they "
-            f"are gone for good, --forget {shlex.quote(printable(folder))}"
+            f"{n:,} stay: {printable(folder)} is empty, away or closed. Mount or open it; or, if "
+            f"they are gone for good, --forget {shlex.quote(printable(folder))}"
             for folder, n in self.kept.items()
         ]
         return "\n".join([f"{self.dropped:,} dropped", *stay])
 
 
 def empty_folder(top: str, below: str) -> str:  # "" if there is none
-    "The folder that should hold photos, if it is empty or not there: a disk may be missing."
+    "The folder that should hold photos, if it is empty, away or closed: a disk may be missing."
     above = os.path.join(top, below) if below else top
     while above != top and not os.path.isdir(above):
         above = os.path.dirname(above)
-    held = os.path.isdir(above) and any(not name.startswith(".") for name in os.listdir(above))
+    try:
+        held = any(not name.startswith(".") for name in os.listdir(above))
+    except OSError:  # not there, or closed
+        held = False
     return "" if held else above
 
 # %% ../../nbs/retrieval/06_changes.ipynb #c17b

@@ -19,7 +19,7 @@ import pandas as pd
 
 from ..data.folders import frame_of
 from ..errors import SeeError
-from ..files import make_folder
+from ..files import cannot_write, make_folder
 
 # %% ../../nbs/retrieval/05_database.ipynb #c06
 MADE_BY_US = 0x53454504  # SQLite's application_id in the header of the file: "SEE", format 4
@@ -63,8 +63,10 @@ class Database:
         new = path is None or not path.exists() or not path.stat().st_size
         if new and path and not make:
             raise SeeError(f"index: there is no file {path}. `see-nb index` makes one.")
-        if path:
+        if new and path:
             make_folder(path.parent)
+            if not os.access(path.parent, os.W_OK):
+                raise cannot_write(path, PermissionError("its folder is closed"))
         options = {"timeout": TIMEOUT, "isolation_level": None, "check_same_thread": False}
         with self.explained():
             self.connection = sqlite3.connect(path or ":memory:", **options)

@@ -10,6 +10,7 @@ __all__ = ['NOT_HERE', 'ENOUGH', 'MANY', 'Found', 'found_as_json', 'found_as_tex
 import json
 import os
 import re
+import shlex
 import time
 import warnings
 import zlib
@@ -160,7 +161,8 @@ def read_faster(stored: Rows, version: int) -> Faster | None:
     data = path.read_bytes() if path.is_file() else b""
     if zlib.crc32(data) != facts.pop("checksum"):
         text = f"{path} is damaged or not there: exact search is used instead."
-        warnings.warn(f"{text} `see-nb index --add --factory` makes it anew.", stacklevel=2)
+        again = shlex.join(["see-nb", "index", "--output", str(stored.path), "--factory"])
+        warnings.warn(f"{text} `{again} {facts['factory']}` makes it anew.", stacklevel=2)
         return None
     return Faster(index=faiss.deserialize_index(np.frombuffer(data, np.uint8)), **facts)
 
