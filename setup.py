@@ -22,11 +22,12 @@ def readme_elsewhere(
     url: str,  # where the repository is, or nothing
 ) -> str:  # text that reads well on the package index
     "Links and pictures lead to the repository; when it has no address yet, their words stay."
-    local = r"(!?)\[([^\]]*)\]\((?!https?://|#)([^)]+)\)"
-    if not url:
-        return re.sub(local, lambda m: "" if m[1] else m[2], text)
-    kind = {"": "blob", "!": "raw"}
-    return re.sub(local, lambda m: f"{m[1]}[{m[2]}]({url}/{kind[m[1]]}/main/{m[3]})", text)
+    away = r"\((?!https?://|#)([^)]+)\)"
+    pictures, links = rf"!\[([^\]]*)\]{away}", rf"(?<!!)\[((?:!\[[^\]]*\]\([^)]*\)|[^\]])*)\]{away}"
+    for pattern, mark, kind, words in ((pictures, "!", "raw", ""), (links, "", "blob", r"\1")):
+        there = rf"{mark}[\1]({url}/{kind}/main/\2)"
+        text = re.sub(pattern, there if url else words, text)
+    return text
 
 
 # The mark of a typed package; nbdev exports modules only.

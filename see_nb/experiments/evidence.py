@@ -410,7 +410,7 @@ def setting_effects(
 
 # %% ../../nbs/experiments/12_evidence.ipynb #c19f
 def raw_recall(
-    raw: pd.DataFrame,  # rows of raw features: dataset, backbone, image_size (may lack), recall_at_1
+    raw: pd.DataFrame,  # of raw features: dataset, backbone, image_size (may lack), recall_at_1
     cell,  # dataset, backbone and image_size, of a row
 ) -> float:  # in percent
     "Recall@1 of the network's raw features of the same photos, in their size; NaN without a row."

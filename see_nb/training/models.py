@@ -185,7 +185,7 @@ def timm_name(
         f"{near(backbone, ['conv4', *SHORT_NAMES, *sorted(known)])}"
     )
 
-# %% ../../nbs/training/01_models.ipynb #c24a
+# %% ../../nbs/training/01_models.ipynb #c24w
 def refuse_missing_weights(backbone: str) -> None:
     "A SeeError at once, not after a minute of attempts, if weights of timm cannot be fetched."
     name, _ = timm_name(backbone)
