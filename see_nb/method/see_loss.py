@@ -244,7 +244,7 @@ class SEELoss(BothTerms):
         expansion: str | Callable | Expansion = "see",  # a name of WAYS, or a way of making them
     ):
         super().__init__()
-        self.register_module("loss", None)  # given below, so that names of its own are not in the way
+        self.register_module("loss", None)  # set last, or its names would be in the way
         self.n_expansion, self.weight, self.place = n_expansion, weight, place
         self.schedule, self.fraction, self.generator = schedule, fraction, generator
         self.miner, self.expansion, self.encoder_grad = miner, way_of(expansion), encoder_grad
