@@ -22,6 +22,7 @@ from typing import Annotated, ClassVar, Literal, Union
 import tyro
 from tyro.conf import Positional
 
+from . import __version__
 from .errors import SeeError, check_that, needs, one_of
 from .files import expanded, refuse_foreign, replacing
 
@@ -622,11 +623,14 @@ def main(
     for stream in (sys.stdout, sys.stderr):  # what the console cannot show is escaped
         if hasattr(stream, "reconfigure"):  # not in a notebook
             stream.reconfigure(errors="backslashreplace")
-    command = Command
+    command, arguments = Command, sys.argv[1:] if arguments is None else arguments
+    if [*arguments] == ["--version"]:
+        print(f"see-nb {__version__}")
+        return 0
     try:
         with warnings.catch_warnings():
             warnings.showwarning = partial(show_warning, set())
-            command = parse(sys.argv[1:] if arguments is None else arguments)
+            command = parse(arguments)
             code = command.run() or 0
         sys.stdout.flush()
         return code

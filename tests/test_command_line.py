@@ -18,6 +18,7 @@ from conftest import photo
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import see_nb
 from see_nb.cli import COMMANDS, Command, Running, parse
 from see_nb.training.recipes import Recipe
 from see_nb.training.results import read_rows
@@ -45,6 +46,10 @@ def test_help_names_every_option(see_nb_command, command):
     assert f"{command} {COMMANDS[command].__doc__}"[:40] in " ".join(
         see_nb_command("--help").stdout.split()
     )
+
+
+def test_the_version_is_told(see_nb_command):
+    assert see_nb_command("--version").stdout == f"see-nb {see_nb.__version__}\n"
 
 
 def test_help_loads_no_library():

@@ -79,7 +79,10 @@ class RetrievalDataset:
         version: str = "1",  # of the way the files are read
         original: "RetrievalDataset | None" = None,  # with the images these were made from
     ):
-        self.classes = classes.tolist() if isinstance(classes, np.ndarray) else list(classes)
+        names = classes.tolist() if isinstance(classes, np.ndarray) else classes
+        fits = isinstance(names, Iterable) and not isinstance(names, str)
+        check_that(fits, "classes", classes, "a sequence of names")
+        self.classes = list(names)
         n = len(self.classes)
         check_that(len(set(self.classes)) == n, "classes", n, "different names")
         self.labels = as_labels(labels, n)

@@ -19,8 +19,9 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 
+from ..baselines.mining import asking
 from ..baselines.registry import use_loss
-from ..errors import SeeError
+from ..errors import SeeError, check_that
 from see_nb.experiments.evidence import (
     Claim,
     claim_tests,
@@ -73,6 +74,8 @@ def try_loss(recipe: Recipe) -> None:
     rows = torch.randn(18, recipe.embedding_size, generator=torch.Generator().manual_seed(0))
     try:
         objective = make_objective(recipe, 9).to("cpu")
+        if asking(objective, "features") or asking(objective, "training set"):
+            return  # that only a training can give
         float(objective(F.normalize(rows), torch.arange(9).repeat_interleave(2)))
     except SeeError:
         raise
@@ -167,7 +170,7 @@ def compare(
 ) -> Comparison:
     "Find the rates of each, train all with the same seeds, and test; what is there stays."
     if not isinstance(recipes, dict):
-        recipes = {recipe.method: recipe for recipe in recipes}
+        recipes = {getattr(recipe, "method", str(recipe)): recipe for recipe in recipes}
     _check(recipes, seeds)
     results, folder = Path(output) / "results.jsonl", Path(output) / "checkpoints"
     options |= {"processes": processes, "root": root, "skip_damaged": skip_damaged}
@@ -207,6 +210,9 @@ def _best(recipe: Recipe, run: Callable[[list[Recipe]], pd.DataFrame], budget: i
 
 def _check(recipes: dict[str, Recipe], seeds: int) -> None:
     "Two different ones at least, on the same data."
+    for label, recipe in recipes.items():
+        remedy = "`recipe_for` makes one for the name of a loss."
+        check_that(isinstance(recipe, Recipe), f"recipes: {label}", recipe, "a Recipe", remedy)
     if len(recipes) < 2 or len({r.fingerprint for r in recipes.values()}) < len(recipes):
         raise SeeError(
             f"recipes: expected two or more that differ, got {', '.join(recipes) or 'none'}."
