@@ -24,7 +24,7 @@ from tyro.conf import Positional
 
 from . import __version__
 from .errors import SeeError, check_that, needs, one_of
-from .files import expanded, refuse_foreign, replacing
+from .files import WRITTEN, expanded, refuse_foreign, replacing
 
 # %% ../nbs/cli.ipynb #c05
 @dataclass
@@ -33,7 +33,7 @@ class Command:
 
     kept: ClassVar[str] = "What was finished is kept: the same command again goes on."
 
-    def run(self) -> int | None:  # exit code; None: 0
+    def run(self) -> None:
         "Do it."
         raise NotImplementedError
 
@@ -330,7 +330,7 @@ class Datasets(Command):
     decode: tyro.conf.FlagCreatePairsOff[bool] = True
     damaged: Path | None = None  # write a table of the photos that cannot be read
 
-    def run(self) -> int:
+    def run(self) -> None:
         from see_nb.data.datasets import HOW_TO_GET, check_dataset, dataset_states
 
         if self.name or self.action == "check":
@@ -339,13 +339,8 @@ class Datasets(Command):
             for name, state in dataset_states(self.root).items():
                 if self.name in ("", name):
                     print(f"{name}\n  {state}")
-            return 0
-        try:
+        else:
             print(check_dataset(self.name, self.root, decode=self.decode, damaged=self.damaged))
-            return 0
-        except SeeError as error:
-            print(f"see-nb: {error}", file=sys.stderr)
-            return 1
 
 # %% ../nbs/cli.ipynb #c14a
 @dataclass
@@ -362,11 +357,10 @@ class Duplicates(Command):
         from see_nb.data.duplicates import copies_figure, find_copies
         from see_nb.data.folders import OwnPhotos
 
-        if self.pictures and self.pictures.suffix != ".png":
-            raise SeeError(f"{self.pictures}: expected a name that ends in .png.")
-        for path in filter(None, (self.csv, self.pictures)):
-            if os.path.lexists(expanded(path)):
-                raise SeeError(f"{path}: is there. Remove it, or name another place.")
+        if self.csv:
+            refuse_foreign(self.csv, ".csv", mark="path,copy,cosine,exact")
+        if self.pictures:
+            refuse_foreign(self.pictures, ".png")
         own = OwnPhotos.of(self.photos)
         photos = own.photos(data_root() / "cache")
         copies = find_copies(photos, self.threshold)
@@ -379,7 +373,8 @@ class Duplicates(Command):
             print(f"The {len(table):,} pairs are in {self.csv}")
         if self.pictures:
             with replacing(self.pictures) as part:
-                copies_figure(photos, self.threshold).savefig(part, dpi=150)
+                figure = copies_figure(photos, self.threshold)
+                figure.savefig(part, dpi=150, metadata={"Software": WRITTEN})
             print(f"The pictures are in {self.pictures}")
 
 # %% ../nbs/cli.ipynb #c14b
@@ -618,7 +613,7 @@ def show_warning(
 # %% ../nbs/cli.ipynb #c25
 def main(
     arguments: Sequence[str] | None = None,  # without the program's name; None: what was typed
-) -> int:  # 0; 1: a data set is not whole; 2: wrong input; 130: Ctrl-C; 141: nobody reads on
+) -> int:  # 0; 2: wrong input or data; 130: Ctrl-C; 141: nobody reads on
     "The command `see-nb`."
     for stream in (sys.stdout, sys.stderr):  # what the console cannot show is escaped
         if hasattr(stream, "reconfigure"):  # not in a notebook
@@ -631,9 +626,9 @@ def main(
         with warnings.catch_warnings():
             warnings.showwarning = partial(show_warning, set())
             command = parse(arguments)
-            code = command.run() or 0
+            command.run()
         sys.stdout.flush()
-        return code
+        return 0
     except SystemExit as stop:  # the parser has shown the help, or said what is wrong
         return stop.code
     except SeeError as error:

@@ -37,8 +37,10 @@ def test_copies_are_counted_listed_and_drawn(see_nb_command, album, tmp_path):
     rows = (tmp_path / "pairs.csv").read_text().splitlines()
     assert rows[1] == "c00/1.png,c02/same.png,1.0,True" and len(rows) == 14
     assert Image.open(tmp_path / "pairs.png").width > 300
+    assert see_nb_command("duplicates", album, *wanted).returncode == 0  # they are its own
+    (tmp_path / "pairs.csv").write_text("mine")
     again = see_nb_command("duplicates", album, *wanted)
-    assert again.returncode == 2 and "pairs.csv: is there" in again.stderr
+    assert again.returncode == 2 and "pairs.csv: is there, and see-nb did not" in again.stderr
     other = see_nb_command("duplicates", album, "--pictures", tmp_path / "pairs.xyz")
     assert other.returncode == 2 and "pairs.xyz: expected a name that ends in .png" in other.stderr
     none = see_nb_command("duplicates", album, "--threshold", "2")

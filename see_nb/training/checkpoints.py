@@ -56,7 +56,8 @@ def read_checkpoint(
             if archive.testzip() is None:  # compares the checksum of each entry
                 state = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
-        raise SeeError(f"checkpoint: {path}: cannot be read ({error.strerror}).") from error
+        what = "Expected the file OUTPUT/checkpoint.pt of `see-nb train`."
+        raise SeeError(f"checkpoint: {path}: cannot be read ({error.strerror}). {what}") from error
     except Exception:  # noqa: BLE001  zipfile and torch raise many kinds for a foreign file
         pass
     if not is_whole(state):
