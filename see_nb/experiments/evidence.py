@@ -85,8 +85,8 @@ def evidence_rows(
     committed: str | Path = "results",  # folder of the rows that come with the repository
 ) -> pd.DataFrame:  # one row per run
     "The rows of the plan, from all files that there are."
-    tables = []
-    for name in ("evidence", "references", "paper"):
+    tables = [report_rows("evidence.jsonl", committed)]
+    for name in ("references", "paper"):
         with suppress(SeeError):  # not there yet
             tables.append(report_rows(f"{name}.jsonl", committed))
     rows = pd.concat(tables, ignore_index=True)
