@@ -1029,6 +1029,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                                                                      'see_nb/retrieval/embedding.py'),
                                             'see_nb.retrieval.embedding.evaluate': ( 'retrieval/embedding.html#evaluate',
                                                                                      'see_nb/retrieval/embedding.py'),
+                                            'see_nb.retrieval.embedding.forget_threads': ( 'retrieval/embedding.html#forget_threads',
+                                                                                           'see_nb/retrieval/embedding.py'),
                                             'see_nb.retrieval.embedding.image_loader': ( 'retrieval/embedding.html#image_loader',
                                                                                          'see_nb/retrieval/embedding.py'),
                                             'see_nb.retrieval.embedding.middle_crops': ( 'retrieval/embedding.html#middle_crops',

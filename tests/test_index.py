@@ -11,13 +11,14 @@ import tempfile
 import threading
 import time
 import unicodedata
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import empty_png, forked, photo, save_model
+from conftest import empty_png, forked, in_processes, photo, save_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -336,6 +337,27 @@ def test_two_processes_add_at_random_and_no_row_is_lost(tmp_path):
     index = Index.load(output)
     assert len(index) == 51
     assert contents(index) == contents(Index.build(Colours(), parts, image_size=32))
+
+
+def answer_after_a_fork(rank: int, output: Path, query: Path) -> None:
+    "As a server does that loads an index, searches once and forks its workers."
+    torch.set_num_threads(2)
+    index = Index.load(output, open_model(Index.load(output).stored.source)[0])
+    expected = index.search(query, 3).table()
+
+    def work():
+        signal.alarm(60)
+        assert index.search(query, 3).table().equals(expected)
+        with ThreadPoolExecutor(4) as pool:
+            answers = pool.map(lambda _: index.search(query, 3).table(), range(8))
+            assert all(answer.equals(expected) for answer in answers)
+
+    assert os.waitpid(forked(work), 0)[1] == 0
+
+
+def test_a_forked_process_searches(album, checkpoint, tmp_path):
+    assert make(album, checkpoint, tmp_path / "my.index") == 0
+    in_processes(answer_after_a_fork, tmp_path / "my.index", album / "kind 0" / "0.png")
 
 
 def test_killed_half_way_the_same_command_goes_on(album, checkpoint, tmp_path, monkeypatch, capsys):
