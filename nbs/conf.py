@@ -23,6 +23,7 @@ myst_heading_anchors = 3
 smartquotes = False
 default_role = "code"
 add_module_names = False
+autodoc_preserve_defaults = True  # as they are written, not as they print
 python_maximum_signature_line_length = 70
 autodoc_typehints = "description"
 autodoc_member_order = "bysource"
