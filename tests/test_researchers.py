@@ -6,6 +6,7 @@ from pathlib import Path
 import nbformat
 import pytest
 import torch
+from conftest import in_processes
 from pytorch_metric_learning.losses import ProxyAnchorLoss
 from torch.utils.data import DataLoader, Subset, TensorDataset
 
@@ -58,8 +59,7 @@ def test_a_recipe_learns_and_tells_each_epoch(name, call, test_images):
 QUIET = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
 
 
-@pytest.fixture
-def lit(tmp_path):
+def lightning_parts(folder):
     "Lightning, the module of the recipe, and images in a fixed order, 16 a batch."
     L = pytest.importorskip("lightning", reason="lightning is not installed")
     code = recipe("lightning")
@@ -81,7 +81,7 @@ def lit(tmp_path):
         return Fed(model, ProxyAnchorLoss(8, 16), epochs)
 
     def fit(module, epochs, checkpoint=None, **options):
-        options |= {"use_distributed_sampler": False, "default_root_dir": tmp_path, **QUIET}
+        options |= {"use_distributed_sampler": False, "default_root_dir": folder, **QUIET}
         trainer = L.Trainer(max_epochs=epochs, accelerator="cpu", **options)
         trainer.fit(module, ckpt_path=checkpoint)
         return trainer
@@ -89,8 +89,8 @@ def lit(tmp_path):
     return make, fit
 
 
-def test_lightning_resumes_where_it_stopped(lit, tmp_path):
-    make, fit = lit
+def test_lightning_resumes_where_it_stopped(tmp_path):
+    make, fit = lightning_parts(tmp_path)
     whole = make(4)
     fit(whole, 4)
     first = make(4)
@@ -106,8 +106,8 @@ def test_lightning_resumes_where_it_stopped(lit, tmp_path):
     assert not torch.equal(first.objective.loss.loss.proxies, second.objective.loss.loss.proxies)
 
 
-def test_lightning_on_two_processes_learns_what_one_does(lit):
-    make, fit = lit
+def learn_on_one_and_on_two(rank, folder):
+    make, fit = lightning_parts(folder)
     start, states = make(3).state_dict(), []
     for options in ({"devices": 1}, {"devices": 2, "strategy": "ddp_fork"}):
         module = make(3)
@@ -119,3 +119,8 @@ def test_lightning_on_two_processes_learns_what_one_does(lit):
         torch.testing.assert_close(states[1][name].float(), tensor.float(), **close)
     moved = [(states[0][name] - start[name]).abs().max() for name in start if "proxies" in name]
     assert max(moved) > 0.1  # far more than the two differ
+
+
+def test_lightning_on_two_processes_learns_what_one_does(tmp_path):
+    pytest.importorskip("lightning", reason="lightning is not installed")
+    in_processes(learn_on_one_and_on_two, tmp_path)  # it forks: no other test has run there
